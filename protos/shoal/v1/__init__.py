@@ -1,0 +1,1 @@
+"""Protocol of Shoal, version 1: messages and stubs of both services."""
