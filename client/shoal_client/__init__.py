@@ -1,0 +1,50 @@
+"""Python SDK of the Shoal embedding server.
+
+    from shoal_client import Client
+
+    with Client("127.0.0.1:50051") as client:
+        vectors = client.embed(["one text", "another"]).vectors  # float32[2, D]
+
+`AsyncClient` is the same for asyncio. `errors` shows what calls can raise.
+"""
+
+from shoal_client.aio.client import AsyncClient
+from shoal_client.connection import Tls
+from shoal_client.errors import (
+    DeadlineExceededError,
+    FailedPreconditionError,
+    InternalError,
+    InvalidArgumentError,
+    ModelNotFoundError,
+    OverloadedError,
+    PermissionDeniedError,
+    ShoalError,
+    UnauthenticatedError,
+    UnavailableError,
+    UnimplementedError,
+)
+from shoal_client.requests import EmbedOptions
+from shoal_client.results import Embeddings, HealthStatus
+from shoal_client.retry import RetryPolicy
+from shoal_client.sync.client import Client
+
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "DeadlineExceededError",
+    "EmbedOptions",
+    "Embeddings",
+    "FailedPreconditionError",
+    "HealthStatus",
+    "InternalError",
+    "InvalidArgumentError",
+    "ModelNotFoundError",
+    "OverloadedError",
+    "PermissionDeniedError",
+    "RetryPolicy",
+    "ShoalError",
+    "Tls",
+    "UnauthenticatedError",
+    "UnavailableError",
+    "UnimplementedError",
+]

@@ -1,0 +1,163 @@
+"""`shoal embed`: from texts, or lines, to vectors in a file or pipe."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from shoal_client.connection import DEFAULT_ADDRESS
+from shoal_client.errors import PermissionDeniedError, ShoalError, UnimplementedError
+from shoal_client.output import JsonlWriter, NpyWriter, Writer, complete_file, rewindable
+from shoal_client.requests import EmbedOptions
+from shoal_client.results import no_embeddings
+from shoal_client.sync.client import Client
+
+_INTERRUPTED = 130  # 128 + SIGINT
+_BROKEN_PIPE = 141  # 128 + SIGPIPE
+
+
+class OutputFormat(StrEnum):
+    """How vectors are written."""
+
+    JSONL = "jsonl"
+    NPY = "npy"
+
+
+class EncodingName(StrEnum):
+    """The names of `requests.Encoding`, as the command line needs them."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    INT8 = "int8"
+    UBINARY = "ubinary"
+
+
+def embed(
+    texts: Annotated[
+        list[str] | None, typer.Argument(help="Texts. Default: the lines of standard input.")
+    ] = None,
+    address: Annotated[
+        str,
+        typer.Option(envvar="SHOAL_ADDRESS", help="HOST:PORT of the server; several with commas."),
+    ] = DEFAULT_ADDRESS,
+    model: Annotated[
+        str, typer.Option(help="name, name@version or alias. Default: the server's.")
+    ] = "",
+    output_format: Annotated[
+        OutputFormat | None,
+        typer.Option("--format", help="Default: npy for an --output of that suffix, else jsonl."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File. Default: standard output.")
+    ] = None,
+    dimensions: Annotated[
+        int | None, typer.Option(help="Keep the first so many. Default: all.", min=1)
+    ] = None,
+    encoding: Annotated[
+        EncodingName, typer.Option(help="How vectors travel and are written.")
+    ] = EncodingName.FLOAT32,
+    truncate: Annotated[
+        bool, typer.Option("--truncate/--no-truncate", help="Cut texts that are too long.")
+    ] = True,
+    prompt_name: Annotated[str, typer.Option(help="Prompt of the model.")] = "",
+    timeout_s: Annotated[
+        float, typer.Option("--timeout", help="Seconds for each request.", min=0.001)
+    ] = 60.0,
+    tls: Annotated[bool, typer.Option("--tls", help="Connect with TLS.")] = False,
+) -> None:
+    """Embed texts, or the lines of standard input, however many there are.
+
+    JSONL has one object a line, in the order of the texts: index, tokens, truncated,
+    embedding, and for int8 the scale of its numbers. NPY is one array; with int8
+    it lacks the scales.
+    """
+    options = EmbedOptions(
+        model=model,
+        dimensions=dimensions,
+        encoding=encoding.value,
+        truncate=truncate,
+        prompt_name=prompt_name,
+    )
+    with _reported_errors(), ExitStack() as stack:
+        client = stack.enter_context(Client(address, tls=tls, timeout_s=timeout_s))
+        writer = stack.enter_context(_open_writer(output, output_format))
+        _run(client, texts, writer, options)
+
+
+def _run(client: Client, texts: list[str] | None, writer: Writer, options: EmbedOptions) -> None:
+    if texts:
+        chunks = client.embed_chunks(texts, **options)
+    elif sys.stdin.isatty():  # someone types, and wants an answer to each line
+        chunks = client.embed_chunks(_stdin_lines(), chunk_size=1, max_in_flight=1, **options)
+    else:
+        chunks = client.embed_chunks(_stdin_lines(), **options)
+    is_empty = True
+    for chunk in chunks:
+        writer.write(chunk)
+        is_empty = False
+    if is_empty and isinstance(writer, NpyWriter):
+        _write_no_rows(client, writer, options)
+
+
+def _write_no_rows(client: Client, writer: Writer, options: EmbedOptions) -> None:
+    """Give an array without rows its width, such that it can be joined with others."""
+    dimensions = options.get("dimensions")
+    if dimensions is None:
+        try:
+            dimensions = client.get_model(options["model"]).dimensions
+        except (PermissionDeniedError, UnimplementedError):
+            return  # the width stays 0: embedding was allowed, looking is not
+    if dimensions:
+        writer.write(no_embeddings(dimensions, options["encoding"]))
+
+
+def _stdin_lines() -> Iterator[str]:
+    for number, line in enumerate(sys.stdin.buffer, start=1):
+        try:
+            yield line.rstrip(b"\r\n").decode()
+        except UnicodeDecodeError:
+            raise ValueError(f"line {number} of standard input is not UTF-8") from None
+
+
+@contextmanager
+def _open_writer(output: Path | None, output_format: OutputFormat | None) -> Iterator[Writer]:
+    if output_format is None:
+        is_npy = output is not None and output.suffix == ".npy"
+        output_format = OutputFormat.NPY if is_npy else OutputFormat.JSONL
+    with ExitStack() as stack:
+        writer: Writer
+        file = sys.stdout.buffer if output is None else stack.enter_context(complete_file(output))
+        if output_format is OutputFormat.JSONL:
+            writer = JsonlWriter(file)
+        else:
+            if file.isatty():
+                raise typer.BadParameter("npy is binary: use --output, or redirect the output")
+            # Standard output may be appended to a file, so it is not rewound either.
+            if output is None or not file.seekable():
+                file = stack.enter_context(rewindable(file))
+            writer = NpyWriter(file)
+        yield writer
+        writer.finish()
+
+
+@contextmanager
+def _reported_errors() -> Iterator[None]:
+    """One line on standard error, and the exit status that shells expect."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise typer.Exit(_INTERRUPTED) from None
+    except BrokenPipeError:
+        # What is left in the buffer would raise again at exit (Python docs: signal).
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(_BROKEN_PIPE) from None
+    except (ShoalError, OSError, ValueError) as error:
+        typer.echo(f"shoal: {' '.join(str(error).split())}", err=True)
+        raise typer.Exit(1) from None
