@@ -1,0 +1,1 @@
+"""Shoal: a gRPC inference server for embedding models with dynamic batching."""

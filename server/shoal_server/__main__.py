@@ -1,0 +1,5 @@
+"""`python -m shoal_server` is `shoal`."""
+
+from shoal_server.cli.main import main
+
+main()

@@ -1,0 +1,1 @@
+"""The faces: gRPC and HTTP. They translate and decide nothing."""

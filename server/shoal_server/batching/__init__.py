@@ -1,0 +1,1 @@
+"""From waiting items to batches: admission, queue, policy, cost model, batcher."""

@@ -1,0 +1,293 @@
+"""The loop of one resident model: from waiting items to runs and back.
+
+There is no task that loops. Whatever can change the decision (items arrive, a
+slot comes free, a wait is over) calls `_pump`, which runs what the policy says
+until no slot is free or nothing is to run. Nothing polls.
+
+    submit ──> waiting ──_pump──> slot reserved, batch formed ──> worker thread
+                                                                      │
+    rows <── Submission.deliver <── _finish (one hop to the loop) <───┘
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from typing import Protocol
+
+import structlog
+
+from shoal_server.batching.cost import CostModel
+from shoal_server.batching.policy import Arrivals, BatchLimits, Decision, Layout, decide
+from shoal_server.batching.queue import Item, WaitingItems
+from shoal_server.batching.slots import Slots
+from shoal_server.batching.submission import Submission
+from shoal_server.core import Priority
+from shoal_server.errors import DeadlineExceeded, InferenceFailed, ShoalError, Unavailable
+from shoal_server.inference.backend import Backend, RunResult
+
+log = structlog.get_logger(__name__)
+
+# Weight of the newest gap between arrivals in their running mean.
+_GAP_WEIGHT = 0.2
+_TIMER_MIN_S = 0.001
+# A request is refused for its deadline when even so much of the predicted time is
+# too long: predictions are of the typical run, and a lucky one is faster.
+_PREDICTION_TRUST = 0.7
+
+
+class BatchObserver(Protocol):
+    """Is told what happened, on the event loop."""
+
+    def batch_ended(self, items: int, tokens: int, padded_tokens: int, seconds: float) -> None:
+        """A run ended well."""
+
+    def waiting_changed(self, waiting: int) -> None:
+        """So many items wait now."""
+
+    def items_dropped(self, count: int) -> None:
+        """Items left the queue because nobody wants them any longer."""
+
+
+class Batcher:
+    """Coalesces the items of one model into runs. Belongs to the loop's thread."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        limits: BatchLimits,
+        cost: CostModel,
+        slots: Slots,
+        executor: Executor,
+        observer: BatchObserver,
+        priority_head_start_s: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self._backend = backend
+        self._limits = limits
+        self._cost = cost
+        self._slots = slots
+        self._executor = executor
+        self._observer = observer
+        self._head_start_s = priority_head_start_s
+        self._loop = asyncio.get_running_loop()
+        self._clock = clock
+        self._waiting = WaitingItems()
+        self._running: set[tuple[Item, ...]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._last_arrival_s = -math.inf
+        self._gap_s = math.inf
+        self._closed: ShoalError | None = None
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def __repr__(self) -> str:
+        return f"Batcher({self._waiting!r}, {len(self._running)} running, {self._slots!r})"
+
+    @property
+    def waiting_items(self) -> int:
+        """Items that wait for a batch."""
+        return len(self._waiting)
+
+    def submit(
+        self,
+        encodings: Sequence[Sequence[int]],
+        *,
+        priority: Priority = Priority.NORMAL,
+        want_pooled: bool = False,
+        deadline_s: float | None = None,
+    ) -> Submission:
+        """Let a request's items wait for their batches.
+
+        Args:
+            encodings: Token ids of each item; at least one item.
+            priority: Who goes first.
+            want_pooled: Give the vectors before normalisation.
+            deadline_s: When the caller stops waiting, on the batcher's clock.
+
+        Raises:
+            DeadlineExceeded: The deadline has passed, or can not be met any more.
+            Unavailable: The model is being taken out of memory.
+        """
+        if self._closed is not None:
+            raise self._closed
+        now_s = self._clock()
+        if deadline_s is not None:
+            self._check_deadline(encodings, priority, deadline_s - now_s)
+        submission = Submission(
+            encodings,
+            priority=priority,
+            want_pooled=want_pooled,
+            now_s=now_s,
+            rank_s=now_s + self._head_start_s * (Priority.NORMAL - priority),
+            loop=self._loop,
+            leave=self._leave,
+        )
+        for item in submission.items:
+            self._waiting.add(item)
+        self._note_arrival(now_s)
+        self._observer.waiting_changed(len(self._waiting))
+        self._pump()
+        return submission
+
+    def close(self, reason: Unavailable) -> None:
+        """Take no new items and fail those that wait. Running batches end by themselves."""
+        self._closed = reason
+        self._cancel_timer()
+        for item in self._waiting.oldest(len(self._waiting)):
+            self._waiting.remove(item)
+            item.submission.fail(reason)
+        self._observer.waiting_changed(0)
+
+    async def idle(self) -> None:
+        """Return when no run is going on."""
+        await self._idle.wait()
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError when the books do not balance. For tests."""
+        self._waiting.check_integrity()
+        assert self._slots.count - self._slots.free >= len(self._running), repr(self)  # noqa: S101
+
+    def _check_deadline(
+        self, encodings: Sequence[Sequence[int]], priority: Priority, left_s: float
+    ) -> None:
+        """Refuse at once what would only wait to expire."""
+        cost = self._cost.cost
+        # At best it has the whole device to itself.
+        needed_s = cost.seconds(1, max(map(len, encodings))) / self._backend.wide_speedup
+        if priority is not Priority.HIGH:
+            needed_s += self._waiting.tokens * cost.per_token_s / self._slots.count
+        if left_s <= 0 or needed_s * _PREDICTION_TRUST > left_s:
+            raise DeadlineExceeded(
+                f"{max(0.0, left_s) * 1000:.0f} ms are left, about {needed_s * 1000:.0f} ms are "
+                "needed to answer",
+                metadata={"left_ms": round(left_s * 1000), "needed_ms": round(needed_s * 1000)},
+            )
+
+    def _note_arrival(self, now_s: float) -> None:
+        gap_s = now_s - self._last_arrival_s
+        self._last_arrival_s = now_s
+        known_s = self._gap_s
+        self._gap_s = gap_s if math.isinf(known_s) else known_s + _GAP_WEIGHT * (gap_s - known_s)
+
+    def _leave(self, submission: Submission) -> None:
+        dropped = sum(self._waiting.remove(item) for item in submission.items)
+        if dropped:
+            self._observer.items_dropped(dropped)
+            self._observer.waiting_changed(len(self._waiting))
+
+    def _pump(self) -> None:
+        """Start every run that is due. A slot is reserved before a batch is formed."""
+        self._cancel_timer()
+        while len(self._waiting) and self._slots.reserve(self._pump):
+            decision = self._decide()
+            if decision.items:
+                held = 1 + self._slots.take_rest() if decision.wide else 1
+                self._start(decision.items, held)
+                continue
+            self._slots.release()
+            if decision.wait_until_s is not None:
+                # uvloop's timers count whole milliseconds: never ask for none of them.
+                wait_s = max(decision.wait_until_s - self._clock(), _TIMER_MIN_S)
+                self._timer = self._loop.call_later(wait_s, self._pump)
+            return
+
+    def _decide(self) -> Decision:
+        try:
+            return decide(
+                self._waiting,
+                self._clock(),
+                self._limits,
+                self._cost.cost,
+                Arrivals(self._last_arrival_s, self._gap_s),
+                self._layout(),
+            )
+        except Exception:
+            # An error here must not keep the slot, and with it every caller, for ever.
+            log.exception("decision_failed", waiting=len(self._waiting))
+            return Decision(tuple(self._waiting.oldest(1)))
+
+    def _layout(self) -> Layout:
+        """What is free, the slot that was just reserved included."""
+        return Layout(
+            free_slots=self._slots.free + 1,
+            slots=self._slots.count,
+            wide_speedup=self._backend.wide_speedup,
+        )
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _start(self, items: tuple[Item, ...], held_slots: int) -> None:
+        now_s = self._clock()
+        for item in items:
+            self._waiting.remove(item)
+            timings = item.submission.timings
+            timings.queue_s = max(timings.queue_s, now_s - item.arrived_s)
+            timings.batch_items = max(timings.batch_items, len(items))
+        self._observer.waiting_changed(len(self._waiting))
+        self._running.add(items)
+        self._idle.clear()
+        self._executor.submit(self._work, items, held_slots)
+
+    def _work(self, items: tuple[Item, ...], held_slots: int) -> None:
+        """In a worker thread: run, and hop back to the loop once, whatever happened."""
+        outcome: RunResult | ShoalError
+        try:
+            outcome = self._backend.run(
+                [item.ids for item in items],
+                [item.submission.want_pooled for item in items],
+                wide=held_slots > 1,
+            )
+        except ShoalError as error:
+            outcome = error
+        except BaseException as error:
+            # The thread must live and the callers must hear of it, whatever this was.
+            log.exception("run_failed", items=len(items), error=repr(error))
+            outcome = InferenceFailed("the model's run failed; the server's log says why")
+        self._loop.call_soon_threadsafe(self._finish, items, held_slots, outcome)
+
+    def _finish(
+        self, items: tuple[Item, ...], held_slots: int, outcome: RunResult | ShoalError
+    ) -> None:
+        self._running.discard(items)
+        try:
+            # First the device gets its next batch, then the callers their rows.
+            self._slots.release(held_slots)
+            self._pump()
+        finally:
+            if not self._running:
+                self._idle.set()
+            self._answer(items, outcome)
+        if isinstance(outcome, RunResult):
+            self._learn(items, held_slots, outcome.seconds)
+
+    def _answer(self, items: tuple[Item, ...], outcome: RunResult | ShoalError) -> None:
+        if isinstance(outcome, RunResult) and len(outcome.rows) != len(items):
+            log.error("rows_missing", rows=len(outcome.rows), items=len(items))
+            outcome = InferenceFailed(
+                f"the model gave {len(outcome.rows)} vectors for {len(items)} inputs"
+            )
+        if isinstance(outcome, ShoalError):
+            for item in items:
+                item.submission.fail(outcome)
+            return
+        for item, row in zip(items, outcome.rows, strict=True):
+            if isinstance(row, ShoalError):
+                item.submission.fail(row)
+            else:
+                timings = item.submission.timings
+                timings.inference_s = max(timings.inference_s, outcome.seconds)
+                item.submission.deliver(item, row)
+
+    def _learn(self, items: tuple[Item, ...], held_slots: int, seconds: float) -> None:
+        longest = max(item.length for item in items)
+        if held_slots == 1:
+            self._cost.observe(len(items), longest, seconds)
+        tokens = sum(item.length for item in items)
+        self._observer.batch_ended(len(items), tokens, longest * len(items), seconds)

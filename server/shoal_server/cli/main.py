@@ -1,0 +1,67 @@
+"""The `shoal` command: what it can do, and where each part is."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from typing import Annotated
+
+import typer
+
+from shoal_server.cli.config import config
+from shoal_server.cli.health import health
+from shoal_server.cli.models import models_app
+from shoal_server.cli.options import with_settings
+from shoal_server.inference.devices import runtime_conflict
+from shoal_server.settings import LoadedSettings
+
+# Other distributions add commands here; the SDK adds `embed`.
+_PLUGINS = "shoal.commands"
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"shoal {metadata.version('shoal-server')}")
+        raise typer.Exit
+
+
+def _root(
+    _: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Shoal: a gRPC inference server for embedding models."""
+
+
+def serve(loaded: LoadedSettings) -> None:
+    """Serve until SIGTERM or Ctrl-C; a second one stops at once."""
+    conflict = runtime_conflict()
+    if conflict is not None:
+        typer.echo(f"shoal: {conflict}", err=True)
+        raise typer.Exit(1)
+    # Only now: the server's modules need a runtime, the other commands do not.
+    from shoal_server.cli.serve import run_server
+
+    run_server(loaded)
+
+
+def make_app() -> typer.Typer:
+    """The command with everything that is installed."""
+    app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+    app.callback()(_root)
+    app.command("serve")(with_settings(serve))
+    app.command("config")(with_settings(config))
+    app.command("health")(health)
+    app.add_typer(models_app, name="models")
+    for plugin in metadata.entry_points(group=_PLUGINS):
+        try:
+            app.command(plugin.name)(plugin.load())
+        except ImportError as error:
+            # Another distribution's fault is no reason not to serve.
+            typer.echo(f"shoal: the command {plugin.name!r} can not be loaded: {error}", err=True)
+    return app
+
+
+def main() -> None:
+    """Entry point of the `shoal` script."""
+    make_app()()

@@ -1,0 +1,374 @@
+"""The page to read first: the life of a request, whatever face it came through.
+
+    1. validate   what can be said without a model
+    2. resolve    the model's name to a version of it
+    3. admit      a permit by items and bytes, or Overloaded at once
+    4. lease      a session; a cold model is loaded first
+    5. tokenize   here when small, in a thread when large
+    6. enqueue    the items wait in the model's batcher, which runs them
+    7. gather     the rows, in the request's order
+    8. encode     slice, normalise, encode
+
+The deadline covers 4 to 7. Whoever leaves early (deadline, cancelled call) gives
+lease and permit back and takes its items out of the queue; batch mates notice
+nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from shoal_server.batching.admission import Admission
+from shoal_server.batching.submission import SubmissionTimings
+from shoal_server.core import Priority, VectorEncoding
+from shoal_server.errors import DeadlineExceeded, InvalidInput, ModelLoadFailed
+from shoal_server.inference.backend import Row
+from shoal_server.inference.output import EncodedRows, encode_rows, shape_rows
+from shoal_server.inference.tokenizer import Encoding, TextTokenizer
+from shoal_server.loading import LoadedModel
+from shoal_server.placement import Placement
+from shoal_server.registry.manifest import VersionManifest
+from shoal_server.registry.registry import ModelVersion, Registry
+from shoal_server.residency.pool import SessionPool
+from shoal_server.residency.resident import Lease
+from shoal_server.telemetry import Metrics
+
+T = TypeVar("T")
+
+_TOO_LATE = "the deadline passed before the answer was there"
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedRequest:
+    """What one caller wants embedded. Exactly one of `texts` and `tokens` is set."""
+
+    model: str
+    """Name, `name@version`, or empty for the default."""
+    size_bytes: int
+    """Of the request on the wire, for admission."""
+    texts: Sequence[str] = ()
+    tokens: Sequence[Sequence[int]] = ()
+    normalize: bool | None = None
+    """None: as the model's authors define the vector."""
+    dimensions: int | None = None
+    encoding: VectorEncoding = VectorEncoding.FLOAT32
+    truncate: bool = True
+    prompt_name: str = ""
+    priority: Priority = Priority.NORMAL
+    deadline_s: float | None = None
+    """On the monotonic clock."""
+
+
+@dataclass(slots=True)
+class RequestTimings:
+    """Where the time of a request went, in seconds."""
+
+    load_s: float = 0.0
+    tokenize_s: float = 0.0
+    items: SubmissionTimings | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedResult:
+    """The vectors of one request."""
+
+    version: ModelVersion
+    rows: EncodedRows
+    dimensions: int
+    encoding: VectorEncoding
+    token_counts: list[int]
+    truncated: list[int]
+    """Indices of the inputs that were cut."""
+    timings: RequestTimings
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizeResult:
+    """The token ids of one request's texts."""
+
+    version: ModelVersion
+    encodings: list[Encoding]
+    strings: list[list[str]] | None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestLimits:
+    """What one request may be; the names are those of the settings."""
+
+    max_texts_per_request: int
+    max_text_bytes: int
+    max_request_bytes: int
+    inline_tokenize_bytes: int
+
+
+class Embedder:
+    """Turns requests into vectors. Belongs to the event loop's thread."""
+
+    def __init__(
+        self,
+        *,
+        registry: Registry,
+        admission: Admission,
+        pool: SessionPool[LoadedModel],
+        placement: Placement,
+        limits: RequestLimits,
+        tokenize_executor: Executor,
+        metrics: Metrics,
+    ) -> None:
+        self._registry = registry
+        self._admission = admission
+        self._pool = pool
+        self._placement = placement
+        self._limits = limits
+        self._tokenize_executor = tokenize_executor
+        self._metrics = metrics
+
+    async def embed(self, request: EmbedRequest) -> EmbedResult:
+        """Embed one request's inputs; the vectors are in the order of the inputs.
+
+        Raises:
+            ShoalError: What went wrong, for the caller.
+        """
+        self._check_size(request)
+        version = self._registry.known(request.model) or await self._registry.resolve(request.model)
+        _check_against_model(request, version.manifest)
+        timings = RequestTimings()
+        items = len(request.texts) or len(request.tokens)
+
+        async def run(model: LoadedModel) -> tuple[list[Encoding], list[Row]]:
+            encodings = await self._encode(request, model, timings)
+            submission = model.batcher.submit(
+                [encoding.ids for encoding in encodings],
+                priority=request.priority,
+                want_pooled=request.normalize is False,
+                deadline_s=request.deadline_s,
+            )
+            timings.items = submission.timings
+            return encodings, await submission.rows()
+
+        encodings, rows = await self._with_model(request, version, items, timings, run)
+        self._observe(version, timings, encodings)
+        shaped = shape_rows(
+            # One text is the common case, and needs no copy.
+            rows[0][None] if len(rows) == 1 else np.stack(rows),
+            dimensions=request.dimensions,
+            normalize=_must_normalize(request, version),
+        )
+        return EmbedResult(
+            version=version,
+            rows=encode_rows(shaped, request.encoding),
+            dimensions=shaped.shape[1],
+            encoding=request.encoding,
+            token_counts=[len(encoding.ids) for encoding in encodings],
+            truncated=[index for index, each in enumerate(encodings) if each.truncated],
+            timings=timings,
+        )
+
+    async def tokenize(self, request: EmbedRequest, *, include_strings: bool) -> TokenizeResult:
+        """The token ids that `embed` would give the model for `request.texts`.
+
+        Raises:
+            ShoalError: What went wrong, for the caller.
+        """
+        self._check_size(request)
+        version = await self._registry.resolve(request.model)
+        _check_against_model(request, version.manifest)
+        timings = RequestTimings()
+
+        async def run(model: LoadedModel) -> TokenizeResult:
+            encodings = await self._encode(request, model, timings)
+            strings = None
+            if include_strings:
+                strings = await self._strings(request, model, encodings)
+            return TokenizeResult(version, encodings, strings)
+
+        return await self._with_model(request, version, len(request.texts), timings, run)
+
+    async def _with_model(
+        self,
+        request: EmbedRequest,
+        version: ModelVersion,
+        items: int,
+        timings: RequestTimings,
+        work: Callable[[LoadedModel], Awaitable[T]],
+    ) -> T:
+        """Permit, deadline and lease around `work`, given back whichever way it ends."""
+        permit = self._admission.admit(version.key.name, items, request.size_bytes)
+        try:
+            if request.deadline_s is None:
+                return await self._with_lease(version, timings, work)
+            async with asyncio.timeout_at(request.deadline_s) as deadline:
+                return await self._with_lease(version, timings, work)
+        except TimeoutError:
+            if request.deadline_s is None or not deadline.expired():
+                raise
+            raise DeadlineExceeded(_TOO_LATE) from None
+        finally:
+            self._admission.release(permit)
+
+    async def _with_lease(
+        self,
+        version: ModelVersion,
+        timings: RequestTimings,
+        work: Callable[[LoadedModel], Awaitable[T]],
+    ) -> T:
+        lease = self._pool.lease_resident(version.key) or await self._load(version, timings)
+        try:
+            return await work(lease.session)
+        finally:
+            lease.release()
+
+    def _check_size(self, request: EmbedRequest) -> None:
+        limits = self._limits
+        field, inputs = ("tokens", request.tokens) if request.tokens else ("texts", request.texts)
+        if not inputs:
+            raise InvalidInput(field, "at least one is needed, there is none")
+        _within(field, len(inputs), "max_texts_per_request", limits.max_texts_per_request, "inputs")
+        _within(field, request.size_bytes, "max_request_bytes",
+                limits.max_request_bytes, "bytes")  # fmt: skip
+        if request.size_bytes > limits.max_text_bytes:
+            for index, text in enumerate(request.texts):
+                size_bytes = len(text.encode())
+                _within(
+                    f"texts[{index}]", size_bytes, "max_text_bytes", limits.max_text_bytes, "bytes"
+                )
+
+    async def _load(self, version: ModelVersion, timings: RequestTimings) -> Lease[LoadedModel]:
+        began_s = time.monotonic()
+        remembered = self._pool.failure(version.key)
+        try:
+            lease = await self._pool.acquire(
+                version.key,
+                self._placement.device_for(version),
+                pinned=version.serving.pinned,
+            )
+        except ModelLoadFailed:
+            if self._pool.failure(version.key) is not remembered:
+                # The files may be mended or gone: look again before the next try.
+                self._registry.forget(version.key.name)
+            raise
+        timings.load_s = time.monotonic() - began_s
+        return lease
+
+    async def _encode(
+        self, request: EmbedRequest, model: LoadedModel, timings: RequestTimings
+    ) -> list[Encoding]:
+        if request.tokens:
+            return [Encoding(ids) for ids in request.tokens]
+        began_s = time.monotonic()
+        prompt = _prompt(request.prompt_name, model.version.manifest)
+        if self._is_small(request, prompt):
+            encodings = model.tokenizer.encode(
+                request.texts, prompt=prompt, truncate=request.truncate
+            )
+        else:
+            encodings = await asyncio.get_running_loop().run_in_executor(
+                self._tokenize_executor, _encode_in_thread, model.tokenizer, request, prompt
+            )
+        timings.tokenize_s = time.monotonic() - began_s
+        return encodings
+
+    async def _strings(
+        self, request: EmbedRequest, model: LoadedModel, encodings: Sequence[Encoding]
+    ) -> list[list[str]]:
+        def read() -> list[list[str]]:
+            return [model.tokenizer.strings(each.ids) for each in encodings]
+
+        if self._is_small(request, ""):
+            return read()
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._tokenize_executor, read)
+
+    def _is_small(self, request: EmbedRequest, prompt: str) -> bool:
+        """Whether a thread would cost more than the work."""
+        size_bytes = request.size_bytes + len(prompt) * len(request.texts)
+        return size_bytes <= self._limits.inline_tokenize_bytes
+
+    def _observe(
+        self, version: ModelVersion, timings: RequestTimings, encodings: Sequence[Encoding]
+    ) -> None:
+        name, metrics = version.key.name, self._metrics
+        metrics.items.labels(name).inc(len(encodings))
+        metrics.tokens.labels(name).inc(sum(len(each.ids) for each in encodings))
+        metrics.tokenize_seconds.labels(name).observe(timings.tokenize_s)
+        if timings.items is not None:
+            metrics.queue_seconds.labels(name).observe(timings.items.queue_s)
+
+
+def _encode_in_thread(
+    tokenizer: TextTokenizer, request: EmbedRequest, prompt: str
+) -> list[Encoding]:
+    return tokenizer.encode(request.texts, prompt=prompt, truncate=request.truncate)
+
+
+def _within(field: str, value: int, limit_name: str, limit: int, unit: str) -> None:
+    if value > limit:
+        raise InvalidInput(
+            field,
+            f"{value} {unit}, {limit_name} is {limit}",
+            metadata={"limit": limit_name, "limit_value": limit, "value": value},
+        )
+
+
+def _check_against_model(request: EmbedRequest, manifest: VersionManifest) -> None:
+    if request.dimensions is not None and not 1 <= request.dimensions <= manifest.dimensions:
+        raise InvalidInput(
+            "dimensions",
+            f"{request.dimensions} is not in [1, {manifest.dimensions}], the model's dimensions",
+            metadata={"limit": manifest.dimensions, "value": request.dimensions},
+        )
+    if request.tokens:
+        _check_tokens(request, manifest)
+    else:
+        _prompt(request.prompt_name, manifest)
+
+
+def _check_tokens(request: EmbedRequest, manifest: VersionManifest) -> None:
+    if request.prompt_name:
+        raise InvalidInput("prompt_name", "prompts go with texts; these are tokens")
+    for index, ids in enumerate(request.tokens):
+        field = f"tokens[{index}]"
+        if not ids:
+            raise InvalidInput(field, "holds no ids; at least one is needed")
+        if len(ids) > manifest.max_tokens:
+            raise InvalidInput(
+                field,
+                f"{len(ids)} tokens, the model takes {manifest.max_tokens}",
+                metadata={"limit": manifest.max_tokens, "value": len(ids)},
+            )
+        if max(ids) >= manifest.vocabulary_size:
+            raise InvalidInput(
+                field,
+                f"id {max(ids)} is not in [0, {manifest.vocabulary_size}), the vocabulary",
+                metadata={"limit": manifest.vocabulary_size, "value": max(ids)},
+            )
+
+
+def _prompt(name: str, manifest: VersionManifest) -> str:
+    name = name or manifest.default_prompt_name or ""
+    if not name:
+        return ""
+    if name not in manifest.prompts:
+        known = ", ".join(sorted(manifest.prompts)) or "none"
+        raise InvalidInput("prompt_name", f"the model has no prompt {name[:64]!r}; it has: {known}")
+    return manifest.prompts[name]
+
+
+def _must_normalize(request: EmbedRequest, version: ModelVersion) -> bool:
+    """Whether rows need normalising after the run.
+
+    The graph already gives unit length where the model's authors want it; a slice
+    loses it, and a model without it gets it only when asked.
+    """
+    if request.normalize is None:
+        return version.manifest.normalized and request.dimensions is not None
+    if request.normalize and version.manifest.normalized:
+        return request.dimensions is not None
+    return request.normalize

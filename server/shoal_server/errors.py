@@ -1,0 +1,138 @@
+"""What can go wrong, as a tree; the faces (gRPC, HTTP) each map it once.
+
+    ShoalError
+    ├── InvalidInput            the caller's input; names the field
+    ├── ModelNotFound           no such model or version
+    ├── FailedPrecondition      the model can not do this, as things stand
+    │   └── ModelLoadFailed     its files, its device or the runtime refused
+    │       ├── ModelFileCorrupt    a prepared file is not what was prepared
+    │       └── AllocationFailed    there was not enough memory after all
+    ├── Overloaded              no room now; says when to come back
+    ├── DeadlineExceeded        the caller's time ran out while it waited
+    ├── Unavailable             the server, or the model, is going away
+    └── InferenceFailed         the runtime failed or gave non-finite numbers
+
+Messages are for the caller: they name the limit and the value given, and hold
+no paths, addresses or stack traces of the server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+
+class ShoalError(Exception):
+    """Base of all that Shoal raises on purpose.
+
+    Attributes:
+        reason: Stable, machine-readable name; part of the API.
+        message: One sentence for the caller.
+        metadata: Facts as strings, such as the limit and the value given.
+    """
+
+    reason: ClassVar[str] = "UNKNOWN"
+
+    def __init__(self, message: str, *, metadata: Mapping[str, object] | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.metadata = {key: str(value) for key, value in (metadata or {}).items()}
+
+
+class InvalidInput(ShoalError):
+    """The request can not be served as it is, now or later.
+
+    Attributes:
+        field: Path of the field as the protos name it, such as `texts[3]`.
+    """
+
+    reason = "INVALID_INPUT"
+
+    def __init__(
+        self, field: str, message: str, *, metadata: Mapping[str, object] | None = None
+    ) -> None:
+        super().__init__(f"{field}: {message}", metadata=metadata)
+        self.field = field
+
+
+class ModelNotFound(ShoalError):
+    """The repository has no such model, or not that version of it."""
+
+    reason = "MODEL_NOT_FOUND"
+
+
+class FailedPrecondition(ShoalError):
+    """The model is there but can not do what was asked."""
+
+    reason = "FAILED_PRECONDITION"
+
+
+class ModelLoadFailed(FailedPrecondition):
+    """The model could not be brought into memory.
+
+    Attributes:
+        retry_after_s: Seconds for which the failure is remembered and no new
+            load is tried; None when only an explicit load tries again.
+    """
+
+    reason = "MODEL_LOAD_FAILED"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after_s: float | None = None,
+        metadata: Mapping[str, object] | None = None,
+    ) -> None:
+        super().__init__(message, metadata=metadata)
+        self.retry_after_s = retry_after_s
+
+
+class ModelFileCorrupt(ModelLoadFailed):
+    """A prepared file is missing or differs from its SHA-256 in the manifest."""
+
+    reason = "MODEL_FILE_CORRUPT"
+
+
+class AllocationFailed(ModelLoadFailed):
+    """The system refused the memory that loading took."""
+
+    reason = "MODEL_OUT_OF_MEMORY"
+
+
+class Overloaded(ShoalError):
+    """There is no room for this request now.
+
+    Attributes:
+        retry_after_s: Seconds after which a new try has a chance.
+    """
+
+    reason = "OVERLOADED"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after_s: float,
+        metadata: Mapping[str, object] | None = None,
+    ) -> None:
+        super().__init__(message, metadata=metadata)
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineExceeded(ShoalError):
+    """The caller's deadline passed before the answer was there."""
+
+    reason = "DEADLINE_EXCEEDED"
+
+
+class Unavailable(ShoalError):
+    """The server is draining, or the model was unloaded by force."""
+
+    reason = "UNAVAILABLE"
+
+
+class InferenceFailed(ShoalError):
+    """The run failed, or this item's output had non-finite numbers."""
+
+    reason = "INFERENCE_FAILED"

@@ -1,0 +1,1 @@
+"""One loaded model: tokenizer, collate, ONNX Runtime session, output transforms."""

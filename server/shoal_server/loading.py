@@ -1,0 +1,371 @@
+"""Brings a model version into memory: verify, open, warm up, measure.
+
+Everything that blocks happens in a thread of the loader's; what is made there is
+handed to the event loop whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from shoal_server.batching.batcher import Batcher, BatchObserver
+from shoal_server.batching.cost import CostModel, RunSample
+from shoal_server.batching.policy import BatchLimits
+from shoal_server.batching.slots import Slots
+from shoal_server.core import ModelKey
+from shoal_server.errors import AllocationFailed, InferenceFailed, ModelLoadFailed, Unavailable
+from shoal_server.inference.backend import Backend
+from shoal_server.inference.devices import CPU
+from shoal_server.inference.onnx_model import CudaOptions, OnnxModel
+from shoal_server.inference.packed import (
+    PackedCache,
+    Signature,
+    packed_key,
+    save_packed,
+    signature,
+)
+from shoal_server.inference.tokenizer import TextTokenizer
+from shoal_server.registry.manifest import TOKENIZER_FILE
+from shoal_server.registry.registry import ModelVersion, Registry
+from shoal_server.residency.probes import Gpus, resident_set_bytes, return_free_memory
+
+log = structlog.get_logger(__name__)
+
+# A session on the CPU takes its weights, a part of them again in packed form, and
+# the runtime's own structures (docs/performance.md: 126 MB for a file of 90 MB).
+_BYTES_PER_FILE_BYTE = 1.35
+_BYTES_OF_RUNTIME = 8 * 1024 * 1024
+# (items, tokens) of the runs after loading: the first warms up, the others are timed.
+_WARM_UP = ((1, 8), (1, 8), (4, 16))
+
+
+class LoadedModel:
+    """A model in memory, ready to embed: what the pool holds and lends."""
+
+    def __init__(
+        self,
+        version: ModelVersion,
+        *,
+        device: str,
+        size_bytes: int,
+        tokenizer: TextTokenizer,
+        batcher: Batcher,
+        backend: Backend,
+        executor: Executor,
+        improve: Callable[[], None] | None,
+    ) -> None:
+        """Put together by `ModelLoader`.
+
+        Args:
+            version: What is loaded.
+            device: Where.
+            size_bytes: What it takes.
+            tokenizer: Of the model.
+            batcher: Runs `backend`.
+            backend: Closed with this.
+            executor: Threads for blocking work.
+            improve: Makes the backend faster; blocking, and done in the background.
+        """
+        self.version = version
+        self.device = device
+        self.size_bytes = size_bytes
+        self.tokenizer = tokenizer
+        self.batcher = batcher
+        self._backend = backend
+        self._executor = executor
+        self._improving: asyncio.Future[None] | None = None
+        if improve is not None:
+            self._improving = asyncio.get_running_loop().run_in_executor(executor, improve)
+
+    def abort(self, reason: Unavailable) -> None:
+        """Fail the requests that wait, and take no more."""
+        self.batcher.close(reason)
+
+    async def close(self) -> None:
+        """Free the memory; returns when the system has it back."""
+        self.batcher.close(Unavailable(f"model {self.version.key} is being unloaded"))
+        if self._improving is not None:
+            await asyncio.wait({self._improving})
+        # Runs whose callers left may still be going on.
+        await self.batcher.idle()
+        await asyncio.get_running_loop().run_in_executor(self._executor, self._free)
+
+    def _free(self) -> None:
+        self._backend.close()
+        return_free_memory()
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """What the loading thread hands over."""
+
+    tokenizer: TextTokenizer
+    backend: Backend
+    cost: CostModel
+    size_bytes: int
+    improve: Callable[[], None] | None
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """How models are opened and batched unless their manifest says otherwise."""
+
+    intra_op_threads: int
+    wide_threads: int
+    """Threads of a run that has the CPU to itself."""
+    verify_files: bool
+    cuda: CudaOptions
+    limits: BatchLimits
+    priority_head_start_s: float
+
+
+class ModelLoader:
+    """Loads the versions that the registry knows, for the session pool."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        *,
+        options: LoadOptions,
+        slots: dict[str, Slots],
+        run_executor: Executor,
+        load_executor: Executor,
+        gpus: Gpus,
+        cache: PackedCache | None,
+        observer: Callable[[str], BatchObserver],
+    ) -> None:
+        """Wire what sessions share.
+
+        Args:
+            registry: Knows the versions.
+            options: How to open and batch.
+            slots: By device.
+            run_executor: Threads that run batches; as many as there are slots.
+            load_executor: Threads that load and close.
+            gpus: For measuring what a session takes.
+            cache: Of packed graphs, for the CPU; None does without.
+            observer: Makes the batch observer of a model, by name.
+        """
+        self._registry = registry
+        self._options = options
+        self._slots = slots
+        self._run_executor = run_executor
+        self._load_executor = load_executor
+        self._gpus = gpus
+        self._cache = cache
+        self._observer = observer
+        self._loading = 0
+
+    def predict_bytes(self, key: ModelKey, device: str) -> int:
+        """Size in memory, from the size of the files."""
+        file_bytes = self._registry.version(key).file_bytes
+        if device != CPU:
+            return file_bytes
+        return int(file_bytes * _BYTES_PER_FILE_BYTE) + _BYTES_OF_RUNTIME
+
+    async def load(self, key: ModelKey, device: str) -> LoadedModel:
+        """Load a version; see `SessionLoader.load`."""
+        version = self._registry.version(key)
+        self._loading += 1
+        try:
+            opened = await asyncio.get_running_loop().run_in_executor(
+                self._load_executor, self._open, version, device
+            )
+        finally:
+            self._loading -= 1
+        batcher = Batcher(
+            opened.backend,
+            limits=self._limits(version),
+            cost=opened.cost,
+            slots=self._slots[device],
+            executor=self._run_executor,
+            observer=self._observer(key.name),
+            priority_head_start_s=self._options.priority_head_start_s,
+            clock=time.monotonic,
+        )
+        return LoadedModel(
+            version,
+            device=device,
+            size_bytes=opened.size_bytes,
+            tokenizer=opened.tokenizer,
+            batcher=batcher,
+            backend=opened.backend,
+            executor=self._load_executor,
+            improve=opened.improve,
+        )
+
+    def _limits(self, version: ModelVersion) -> BatchLimits:
+        ours, theirs = self._options.limits, version.serving
+        wait_ms = theirs.max_wait_ms
+        # Vectors that depend on their batch mates: each text has none.
+        alone = not (version.chosen.batch_invariant or theirs.allow_mixing)
+        return BatchLimits(
+            max_items=1 if alone else theirs.max_batch_items or ours.max_items,
+            max_tokens=theirs.max_batch_tokens or ours.max_tokens,
+            max_padding_waste=ours.max_padding_waste,
+            max_wait_s=ours.max_wait_s if wait_ms is None else wait_ms / 1000,
+        )
+
+    def _open(self, version: ModelVersion, device: str) -> _Opened:
+        """In a thread of the loader's."""
+        graph = _GraphFiles(version)
+        cache = self._cache if device == CPU else None
+        verified = self._verify(version, graph, cache)
+        before = self._used_bytes(device)
+        packed = cache.find(graph.key) if cache else None
+        try:
+            tokenizer = _open_tokenizer(version)
+            backend = self._open_graph(graph, packed, device, tokenizer.pad_id)
+            manifest = version.manifest
+            token_id = min(tokenizer.pad_id, manifest.vocabulary_size - 1)
+            cost = warm_up(backend, token_id, manifest.max_tokens)
+        except ModelLoadFailed as error:
+            # Tokenizer and runtime know no names.
+            raise type(error)(f"model {version.key}: {error.message}") from error
+        except InferenceFailed as error:
+            # A graph that can not run at all: remembered, not loaded for every request.
+            raise ModelLoadFailed(f"model {version.key}: {error.message}") from error
+        except MemoryError as error:
+            raise AllocationFailed(f"model {version.key}: out of memory") from error
+        size_bytes = self._measure(version, device, before)
+
+        def improve() -> None:
+            self._improve(backend, graph, verified)
+
+        return _Opened(tokenizer, backend, cost, size_bytes, improve if cache else None)
+
+    def _open_graph(
+        self, graph: _GraphFiles, packed: Path | None, device: str, pad_id: int
+    ) -> OnnxModel:
+        def open_(path: Path) -> OnnxModel:
+            return OnnxModel.open(
+                path,
+                device=device,
+                threads=self._options.intra_op_threads,
+                cuda=self._options.cuda,
+                pad_id=pad_id,
+                packed=path is packed,
+            )
+
+        if packed is not None:
+            try:
+                return open_(packed)
+            except AllocationFailed:
+                raise
+            except ModelLoadFailed as error:
+                # Another load, or another server, may have trimmed it just now.
+                log.warning("packed_graph_unusable", model=graph.model, error=error.message)
+        return open_(graph.path)
+
+    def _verify(
+        self, version: ModelVersion, graph: _GraphFiles, cache: PackedCache | None
+    ) -> dict[str, Signature]:
+        """Check every file's SHA-256, unless it was and no file was touched since.
+
+        Returns:
+            The files that are known to be what was prepared, by path, as they were then.
+        """
+        if not self._options.verify_files:
+            return {}
+        files = [version.folder / name for name in version.files]
+        now: dict[str, Signature] = {}
+        with suppress(OSError):
+            # Before they are read: what is written to meanwhile is checked the next time.
+            now = {str(path): signature(path) for path in files}
+            if cache is not None and now.items() <= cache.verified(graph.key).items():
+                return now
+        key = version.key
+        self._registry.repository.verify_files(key.name, key.version, version.files)
+        return now
+
+    def _improve(
+        self, backend: OnnxModel, graph: _GraphFiles, verified: dict[str, Signature]
+    ) -> None:
+        """Pack the graph where that was not done before, and go over to it."""
+        assert self._cache is not None  # noqa: S101
+        try:
+            packed = self._cache.find(graph.key)
+            if packed is None:
+                packed = self._cache.make(
+                    graph.key, verified, lambda target: _save_verified(graph, verified, target)
+                )
+            else:
+                self._cache.note_verified(graph.key, verified)
+            if packed is None:
+                log.info("packed_cache_unwritable", model=graph.model)
+                return
+            backend.adopt(
+                packed,
+                threads=self._options.intra_op_threads,
+                wide_threads=self._options.wide_threads,
+            )
+            return_free_memory()
+        except Exception:
+            # The model serves as it is; only the gain is lost.
+            log.exception("packing_failed", model=graph.model)
+
+    def _measure(self, version: ModelVersion, device: str, before: int | None) -> int:
+        """What the session really takes, where that can be told.
+
+        A load beside another one can not be told apart from it, and memory that was
+        freed before may hide a part: never below the size of the files.
+        """
+        after = self._used_bytes(device)
+        if before is None or after is None or self._loading > 1 or after <= before:
+            return self.predict_bytes(version.key, device)
+        return max(after - before, version.file_bytes)
+
+    def _used_bytes(self, device: str) -> int | None:
+        if device == CPU:
+            return resident_set_bytes()
+        memory = self._gpus.memory(int(device.removeprefix("cuda:")))
+        return memory.total_bytes - memory.free_bytes if memory else None
+
+
+class _GraphFiles:
+    """The graph of a version, and the key of its packed form."""
+
+    def __init__(self, version: ModelVersion) -> None:
+        self.model = str(version.key)
+        self.path = version.graph
+        self.key = packed_key(version.files)
+
+
+def _save_verified(graph: _GraphFiles, verified: dict[str, Signature], target: Path) -> None:
+    """Pack the graph, unless it was written to since it was verified."""
+    save_packed(graph.path, target)
+    if any(signature(Path(path)) != then for path, then in verified.items()):
+        raise OSError(f"{graph.path.name} was changed while it was packed")
+
+
+def _open_tokenizer(version: ModelVersion) -> TextTokenizer:
+    manifest = version.manifest
+    try:
+        return TextTokenizer.open(version.folder / TOKENIZER_FILE, manifest.max_tokens)
+    except ValueError as error:
+        raise ModelLoadFailed(str(error)) from error
+
+
+def warm_up(backend: Backend, token_id: int, max_tokens: int) -> CostModel:
+    """Run once so that the first caller does not pay for it, then learn the cost of runs.
+
+    Args:
+        backend: Freshly opened.
+        token_id: A valid one.
+        max_tokens: The model's maximum.
+    """
+    samples: list[RunSample] = []
+    for items, length in _WARM_UP:
+        length = min(length, max_tokens)
+        sequences: Sequence[Sequence[int]] = [[token_id] * length] * items
+        result = backend.run(sequences, [False] * items)
+        samples.append(RunSample(items, length, result.seconds))
+    return CostModel(samples[1:])

@@ -1,0 +1,37 @@
+"""Where a model runs: the caller's wish, its manifest, the server's default."""
+
+from __future__ import annotations
+
+from shoal_server.inference.devices import CPU, AvailableDevices
+from shoal_server.registry.registry import ModelVersion
+from shoal_server.residency.probes import Gpus
+
+
+class Placement:
+    """Chooses a device for a model that is to be loaded."""
+
+    def __init__(self, devices: AvailableDevices, gpus: Gpus, default: str) -> None:
+        self._devices = devices
+        self._gpus = gpus
+        self._default = default
+
+    def device_for(
+        self, version: ModelVersion, wanted: str = "", current: str | None = None
+    ) -> str:
+        """`cpu` or `cuda:N`.
+
+        Args:
+            version: The model; its manifest may name a device.
+            wanted: The caller's wish; empty: none.
+            current: Where the model is now, which is kept where the wish allows it.
+
+        Raises:
+            FailedPrecondition: The device can not be had; says why.
+        """
+        if current is not None and (
+            wanted in ("", "auto", current) or (wanted == "cuda" and current != CPU)
+        ):
+            return current
+        return self._devices.resolve(
+            wanted or version.serving.device or self._default, self._gpus.free_bytes()
+        )

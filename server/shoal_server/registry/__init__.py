@@ -1,0 +1,1 @@
+"""Which models there are: manifests, names, versions, states."""

@@ -1,0 +1,1 @@
+"""Which sessions are in memory: pool, eviction, memory probes."""

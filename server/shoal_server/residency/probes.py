@@ -1,0 +1,182 @@
+"""What this machine gives us: CPUs, memory, GPUs. Reads only; absence is no error."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pynvml
+
+CGROUP_ROOT = Path("/sys/fs/cgroup")
+PROC = Path("/proc")
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Memory of a device, in bytes."""
+
+    total_bytes: int
+    free_bytes: int
+
+
+def available_cpus(cgroup: Path = CGROUP_ROOT, proc: Path = PROC) -> int:
+    """CPUs that this process may use, at least 1.
+
+    The smaller of the affinity mask and the cgroup's quota (v2 `cpu.max`, v1
+    `cpu.cfs_quota_us`), not the host's count: threads above it only take turns.
+    """
+    affinity = len(os.sched_getaffinity(0))
+    quotas = [quota for at in _cgroups("cpu", cgroup, proc) if (quota := _cpu_quota(at))]
+    return max(1, min([affinity, *map(math.ceil, quotas)]))
+
+
+def _cpu_quota(folder: Path) -> float | None:
+    v2 = [_int(word) for word in _words(folder / "cpu.max")]
+    v1 = [_first_int(folder / name) for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us")]
+    for pair in (v2, v1):
+        match pair:
+            case [int(quota), int(period)] if quota > 0 and period > 0:
+                return quota / period
+    return None
+
+
+def cpu_memory(cgroup: Path = CGROUP_ROOT, proc: Path = PROC) -> Memory | None:
+    """Memory that this process may use: the cgroup's limit, else the machine's.
+
+    Page cache does not count as used: the kernel drops it when memory is short.
+    """
+    machine = _machine_memory(proc)
+    limited = [memory for at in _cgroups("memory", cgroup, proc) if (memory := _limited(at))]
+    known = limited if machine is None else [*limited, machine]
+    if not known:
+        return None
+    return Memory(
+        total_bytes=min(each.total_bytes for each in known),
+        free_bytes=min(each.free_bytes for each in known),
+    )
+
+
+def _limited(folder: Path) -> Memory | None:
+    limit = _first_int(folder / "memory.max", folder / "memory.limit_in_bytes")
+    used = _first_int(folder / "memory.current", folder / "memory.usage_in_bytes")
+    if limit is None or used is None:
+        return None
+    stat = _fields(folder / "memory.stat")  # v1 counts the children under names of their own
+    reclaimable = stat.get("total_inactive_file", stat.get("inactive_file", 0))
+    return Memory(limit, min(limit, max(0, limit - used + reclaimable)))
+
+
+def _cgroups(controller: str, root: Path, proc: Path) -> list[Path]:
+    """This process's cgroup and those above it: the tightest limit holds (v2 and v1).
+
+    In a container the path told is often the host's; then only the root is there.
+    """
+    folders = [root, root / controller]
+    for line in _text(proc / "self" / "cgroup").splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if controllers and controller not in controllers.split(","):
+            continue
+        top = root / controller if controllers else root
+        parts = Path(path).parts[1:]
+        folders += [top.joinpath(*parts[:depth]) for depth in range(1, len(parts) + 1)]
+    return folders
+
+
+def _machine_memory(proc: Path) -> Memory | None:
+    fields = _fields(proc / "meminfo")  # kB
+    if "MemTotal" not in fields:
+        return None
+    free = fields.get("MemAvailable", fields.get("MemFree", 0))
+    return Memory(fields["MemTotal"] * 1024, free * 1024)
+
+
+def resident_set_bytes(proc: Path = PROC) -> int | None:
+    """Memory of this process that is in RAM; None where /proc does not say."""
+    match [_int(word) for word in _words(proc / "self" / "statm")]:
+        case [_, int(pages), *_]:
+            return pages * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
+def return_free_memory() -> None:
+    """Give the allocator's free pages back to the system (glibc; elsewhere nothing).
+
+    Without it most of an unloaded model stays in the process (docs/performance.md).
+    """
+    trim: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+class Gpus:
+    """GPUs through NVML. Without a driver there are none, and that is no error."""
+
+    def __init__(self) -> None:
+        try:
+            pynvml.nvmlInit()
+            self._handles = [
+                pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())
+            ]
+            self.has_driver = True
+        except pynvml.NVMLError:
+            self._handles = []
+            self.has_driver = False
+
+    @property
+    def count(self) -> int | None:
+        """GPUs; None when no driver answers."""
+        return len(self._handles) if self.has_driver else None
+
+    def memory(self, index: int) -> Memory | None:
+        """Memory of GPU `index`; None when it can not be told."""
+        if index >= len(self._handles):
+            return None
+        try:
+            info = pynvml.nvmlDeviceGetMemoryInfo(self._handles[index])
+        except pynvml.NVMLError:
+            return None
+        return Memory(int(info.total), int(info.free))
+
+    def free_bytes(self) -> list[int | None]:
+        """Free memory of each GPU."""
+        memories = (self.memory(index) for index in range(len(self._handles)))
+        return [memory.free_bytes if memory else None for memory in memories]
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii", errors="replace")
+    except (OSError, ValueError):  # ValueError: a NUL in the path
+        return ""
+
+
+def _words(path: Path) -> list[str]:
+    return _text(path).split()
+
+
+def _fields(path: Path) -> dict[str, int]:
+    """Lines of `name value` or `name: value unit`, those with a number."""
+    fields = {}
+    for line in _text(path).splitlines():
+        match line.split():
+            case [name, word, *_] if (value := _int(word)) is not None:
+                fields[name.removesuffix(":")] = value
+    return fields
+
+
+def _first_int(*paths: Path) -> int | None:
+    for path in paths:
+        words = _words(path)
+        if words and (value := _int(words[0])) is not None:
+            return value
+    return None
+
+
+def _int(word: str) -> int | None:
+    """A number as the kernel writes it; None for what stands for none, such as `max` and -1."""
+    return int(word) if word.isascii() and word.isdigit() else None

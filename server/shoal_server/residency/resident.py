@@ -1,0 +1,155 @@
+"""What the pool holds and lends, and what it asks of its neighbours."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import Generic, Protocol, TypeVar
+
+from shoal_server.core import ModelKey
+from shoal_server.errors import ShoalError, Unavailable
+
+
+class Session(Protocol):
+    """What the pool holds: anything with a size that can be closed."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Measured once loaded."""
+
+    async def close(self) -> None:
+        """Free the memory; returns when it is free. Nobody holds a lease."""
+
+    def abort(self, reason: Unavailable) -> None:
+        """Fail whatever is still going on, so that the leases come back."""
+
+
+S = TypeVar("S", bound=Session)
+S_co = TypeVar("S_co", bound=Session, covariant=True)
+
+
+class SessionLoader(Protocol[S_co]):
+    """Brings one model into memory."""
+
+    def predict_bytes(self, key: ModelKey, device: str) -> int:
+        """Size before it is loaded, from its files.
+
+        Raises:
+            ShoalError: It can not be loaded at all.
+        """
+
+    async def load(self, key: ModelKey, device: str) -> S_co:
+        """Load it, off the event loop.
+
+        Raises:
+            AllocationFailed: There was not enough memory.
+            ShoalError: Anything else that went wrong.
+        """
+
+
+class State(Enum):
+    """Where a session is in its life."""
+
+    LOADING = auto()
+    READY = auto()
+    LEAVING = auto()
+    CLOSING = auto()
+
+
+@dataclass(eq=False, slots=True)
+class Resident(Generic[S]):
+    """A session in the pool. Changed by the pool only."""
+
+    key: ModelKey
+    device: str
+    state: State
+    size_bytes: int
+    last_used_s: float
+    order: int = 0
+    """Counts the sessions opened; the last opened is closed first."""
+    session: S | None = None
+    pinned: bool = False
+    leases: int = 0
+    waiters: int = 0
+    """Callers that wait for its load; they get it before it may be evicted."""
+    unloads: int = 0
+    """Callers that wait for it to leave."""
+    loaded_at_s: float = 0.0
+    load_s: float = 0.0
+    counted: bool = False
+    """Whether it has been let into the budget."""
+    loaded: asyncio.Future[None] | None = None
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+    unused: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def evictable(self) -> bool:
+        """Whether it may be closed to make room."""
+        return (
+            self.state is State.READY and not self.leases and not self.waiters and not self.pinned
+        )
+
+    def __repr__(self) -> str:
+        pin = ", pinned" if self.pinned else ""
+        return (
+            f"{self.key} on {self.device}: {self.state.name.lower()}, {self.leases} leases, "
+            f"{self.size_bytes} bytes{pin}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A failed load, remembered so that it is not tried at every request."""
+
+    error: ShoalError
+    until_s: float
+    times: int
+
+
+class Lease(Generic[S]):
+    """A borrow of a session that forbids its eviction. Release it exactly once."""
+
+    __slots__ = ("_release", "_resident", "session")
+
+    def __init__(
+        self, resident: Resident[S], session: S, release: Callable[[Resident[S]], None]
+    ) -> None:
+        self.session = session
+        self._resident: Resident[S] | None = resident
+        self._release = release
+
+    def release(self) -> None:
+        """Give the borrow back. Idempotent."""
+        if self._resident is not None:
+            resident, self._resident = self._resident, None
+            self._release(resident)
+
+    def __enter__(self) -> Lease[S]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+class PoolObserver(Protocol):
+    """Is told what happened, on the event loop."""
+
+    def resident_changed(self, device: str, models: int, size_bytes: int) -> None:
+        """So much is counted on the device now."""
+
+    def load_ended(self, key: ModelKey, seconds: float, error: ShoalError | None) -> None:
+        """A load ended, well or not."""
+
+    def unloaded(self, key: ModelKey, evicted: bool) -> None:
+        """A session left memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSettings:
+    """How the pool waits and forgets."""
+
+    eviction_wait_s: float
+    load_backoff_s: float
+    load_backoff_max_s: float

@@ -1,0 +1,345 @@
+"""Every option of the server, defined once.
+
+Precedence, weakest first: the default here, the TOML file (`SHOAL_CONFIG_FILE` or
+`--config-file`), the environment (`SHOAL_<NAME>`), the command line
+(`--<name-with-dashes>`). The environment is read when `load_settings` is called,
+never at import time.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, StringConstraints, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+ENV_PREFIX = "SHOAL_"
+CONFIG_FILE_ENV = "SHOAL_CONFIG_FILE"
+
+MIB = 1024 * 1024
+
+Device = Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$")]
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+def _split(value: object) -> object:
+    """Lists come as one string from the environment and the command line."""
+    if not isinstance(value, str):
+        return value
+    return () if value.strip() == "none" else tuple(part.strip() for part in value.split(","))
+
+
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+# Variables with the prefix that others read: the SDK's, the Makefile's.
+_OTHERS = frozenset({"CONFIG_FILE", "ADDRESS", "EXPORT_ENV"})
+
+
+class SettingsError(Exception):
+    """A setting is wrong; the message names it, its source and the value."""
+
+
+def _option(default: Any, group: str, description: str, **limits: Any) -> Any:
+    return Field(default, description=description, json_schema_extra={"group": group}, **limits)
+
+
+class Settings(BaseSettings):
+    """Effective settings, checked. Units are in the names."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        env_ignore_empty=True,
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what is passed in: `load_settings` merges, so that it knows the origins."""
+        return (init_settings,)
+
+    # -- network -------------------------------------------------------------
+    grpc_host: str = _option("127.0.0.1", "Network", "Address that gRPC listens on.")
+    grpc_port: Port = _option(50051, "Network", "Port of gRPC; 0 takes a free one.")
+    http_host: str = _option("127.0.0.1", "Network", "Address of /metrics, /livez, /readyz.")
+    http_port: Port = _option(8080, "Network", "Port of HTTP; 0 takes a free one.")
+    tls_cert_file: Path | None = _option(
+        None, "Network", "PEM certificate chain; turns TLS on, together with the key."
+    )
+    tls_key_file: Path | None = _option(None, "Network", "PEM private key of the certificate.")
+    tls_client_ca_file: Path | None = _option(
+        None, "Network", "PEM roots; when set, clients must show a certificate signed by one."
+    )
+    keepalive_s: float = _option(
+        60.0, "Network", "Silence after which the server pings a connection.", ge=1
+    )
+    keepalive_timeout_s: float = _option(
+        20.0, "Network", "Time a ping may stay unanswered before the connection is closed.", gt=0
+    )
+    max_connection_age_s: float | None = _option(
+        None, "Network", "Age at which a connection is asked to reconnect, so that load "
+        "balancers can rebalance; unset: never.", gt=0
+    )  # fmt: skip
+    max_connection_age_grace_s: float = _option(
+        60.0, "Network", "Time that RPCs get to finish on a connection that is too old.", gt=0
+    )
+    drain_s: float = _option(
+        30.0, "Network", "Time that requests in flight get to finish at shutdown.", ge=0
+    )
+
+    # -- models --------------------------------------------------------------
+    model_dir: Path | None = _option(
+        None, "Models", "Model repository; unset: ./models where there is one, else the folder "
+        "for the user's data."
+    )  # fmt: skip
+    default_model: str = _option(
+        "all-minilm-l6-v2", "Models", "Model of a request that names none."
+    )
+    preload: Names = _option(
+        ("",), "Models", "Models to load at start, comma-separated; an empty name is the default "
+        "model; `none` loads nothing."
+    )  # fmt: skip
+    device: Device = _option(
+        "auto", "Models", "Device of models that name none: auto, cpu, cuda, cuda:N."
+    )
+    precision: Literal["fp32", "fp16", "int8"] = _option(
+        "fp32", "Models", "Precision of models that ask for none: that variant where a model has "
+        "it, else the graph that was prepared."
+    )  # fmt: skip
+    verify_files: bool = _option(
+        True, "Models", "Compare the SHA-256 of a model's files with its manifest at every load."
+    )
+
+    packed_cache_dir: Path | None = _option(
+        None,
+        "Models",
+        "Where graphs are kept packed for this CPU, so that they load faster and sessions share "
+        "memory; unset: .packed in the model repository.",
+    )
+    packed_cache_bytes: int = _option(
+        20 * 1024 * MIB,
+        "Models",
+        "Size of that cache; the least recently used entries go; 0 does without it.",
+        ge=0,
+    )
+
+    # -- threads -------------------------------------------------------------
+    cpu_slots: int = _option(
+        0, "Threads", "Runs on the CPU at once; 0: the CPUs that the cgroup's quota and the "
+        "affinity mask allow, divided by the threads of a run.", ge=0
+    )  # fmt: skip
+    intra_op_threads: int = _option(1, "Threads", "Threads of one run on the CPU.", ge=1)
+    cuda_slots: int = _option(2, "Threads", "Runs on one GPU at once.", ge=1)
+    load_threads: int = _option(2, "Threads", "Models loaded or closed at once.", ge=1)
+    tokenize_threads: int = _option(
+        0, "Threads", "Threads for requests too large to tokenize on the event loop; 0: as many "
+        "as CPUs.", ge=0
+    )  # fmt: skip
+    inline_tokenize_bytes: int = _option(
+        4096, "Threads", "Requests up to this size are tokenized on the event loop.", ge=0
+    )
+
+    # -- CUDA ----------------------------------------------------------------
+    cuda_memory_limit_bytes: int | None = _option(
+        None, "CUDA", "Arena limit of one session on a GPU; unset: ONNX Runtime's (all).", ge=1
+    )
+    cuda_arena_strategy: Literal["kNextPowerOfTwo", "kSameAsRequested"] = _option(
+        "kSameAsRequested", "CUDA", "How a GPU arena grows."
+    )
+    cuda_cudnn_search: Literal["EXHAUSTIVE", "HEURISTIC", "DEFAULT"] = _option(
+        "HEURISTIC", "CUDA", "How cuDNN picks convolution algorithms."
+    )
+    cuda_tf32: bool = _option(
+        False, "CUDA", "Let matrix products of float32 round their inputs to TF32."
+    )
+
+    # -- batching ------------------------------------------------------------
+    max_wait_ms: float = _option(
+        5.0, "Batching", "Window: the longest the oldest item waits for batch mates while a slot "
+        "is free.", ge=0, le=10_000
+    )  # fmt: skip
+    max_batch_items: int = _option(32, "Batching", "Items in one batch.", ge=1)
+    max_batch_tokens: int = _option(
+        8192, "Batching", "Tokens in one batch, padding included; an item that is longer runs "
+        "alone.", ge=1
+    )  # fmt: skip
+    max_padding_waste: float = _option(
+        0.1, "Batching", "Share of a batch's tokens that may be padding.", ge=0, lt=1
+    )
+    priority_head_start_ms: float = _option(
+        500.0, "Batching", "How much earlier an item of high priority counts as arrived, and how "
+        "much later one of low priority.", ge=0
+    )  # fmt: skip
+
+    # -- limits --------------------------------------------------------------
+    max_texts_per_request: int = _option(2048, "Limits", "Texts in one request.", ge=1)
+    max_text_bytes: int = _option(1 * MIB, "Limits", "UTF-8 bytes of one text.", ge=1)
+    max_request_bytes: int = _option(16 * MIB, "Limits", "Bytes of one request.", ge=1)
+    max_message_bytes: int = _option(
+        64 * MIB, "Limits", "Bytes of one gRPC message, either way; gRPC itself refuses larger "
+        "ones with RESOURCE_EXHAUSTED.", ge=1024
+    )  # fmt: skip
+    max_waiting_items: int = _option(
+        20_000, "Limits", "Items admitted and not yet answered, over all models.", ge=1
+    )
+    max_waiting_items_per_model: int = _option(
+        20_000, "Limits", "Items admitted and not yet answered, for one model.", ge=1
+    )
+    max_inflight_bytes: int = _option(
+        256 * MIB, "Limits", "Bytes of requests admitted and not yet answered.", ge=1
+    )
+    max_concurrent_streams: int = _option(1000, "Limits", "RPCs at once on one connection.", ge=1)
+    max_concurrent_rpcs: int = _option(
+        10_000,
+        "Limits",
+        "RPCs at once over all connections; gRPC itself refuses more with RESOURCE_EXHAUSTED.",
+        ge=1,
+    )
+    max_stream_requests: int = _option(32, "Limits", "Requests in flight on one EmbedStream.", ge=1)
+
+    # -- memory --------------------------------------------------------------
+    max_resident_models: int | None = _option(
+        None, "Memory", "Models in memory on the CPU; unset: no limit.", ge=1
+    )
+    memory_budget_bytes: int | None = _option(
+        None, "Memory", "Bytes that models may take on the CPU; unset: 80% of the memory that the "
+        "cgroup, or the machine, allows.", ge=1
+    )  # fmt: skip
+    cuda_max_resident_models: int | None = _option(
+        None, "Memory", "Models in memory on each GPU; unset: no limit.", ge=1
+    )
+    cuda_memory_budget_bytes: int | None = _option(
+        None, "Memory", "Bytes that models may take on each GPU; unset: 80% of its memory.", ge=1
+    )
+    eviction_wait_s: float = _option(
+        10.0, "Memory", "The longest a request waits for room when every resident model is in "
+        "use.", ge=0
+    )  # fmt: skip
+    load_backoff_s: float = _option(
+        5.0, "Memory", "How long a failed load is remembered; doubles with each failure.", gt=0
+    )
+    load_backoff_max_s: float = _option(
+        300.0, "Memory", "The longest a failed load is remembered.", gt=0
+    )
+
+    # -- logs ----------------------------------------------------------------
+    log_level: Literal["debug", "info", "warning", "error"] = _option(
+        "info", "Logs", "Least level that is logged."
+    )
+    log_format: Literal["auto", "json", "console"] = _option(
+        "auto", "Logs", "auto: for people on a terminal, JSON elsewhere."
+    )
+    log_requests: bool = _option(
+        False, "Logs", "Log every request, not only the failed and the slow ones."
+    )
+    slow_request_ms: float = _option(
+        1000.0, "Logs", "Requests that take longer are logged as slow.", gt=0
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedSettings:
+    """Settings and, for each, where its value came from."""
+
+    values: Settings
+    origins: Mapping[str, str]
+    """By name: `default`, `command line`, a variable's name or a file's."""
+    unknown_variables: tuple[str, ...]
+    """Variables with our prefix that name no setting: typing errors, mostly."""
+
+
+def load_settings(
+    command_line: Mapping[str, object] | None = None, config_file: Path | None = None
+) -> LoadedSettings:
+    """Merge the four sources and check the result.
+
+    Args:
+        command_line: Values given as flags, by setting name.
+        config_file: TOML file; None: the one that `SHOAL_CONFIG_FILE` names.
+
+    Raises:
+        SettingsError: An unknown name or a value out of its limits.
+    """
+    if config_file is None and os.environ.get(CONFIG_FILE_ENV):
+        config_file = Path(os.environ[CONFIG_FILE_ENV])
+    merged: dict[str, Any] = {}
+    origins = dict.fromkeys(Settings.model_fields, "default")
+    if config_file is not None:
+        from_file = _read_toml(config_file)
+        merged |= from_file
+        origins |= dict.fromkeys(from_file, config_file.name)
+    from_environment = EnvSettingsSource(Settings)()
+    merged |= from_environment
+    origins |= {name: _variable(name) for name in from_environment}
+    merged |= command_line or {}
+    origins |= dict.fromkeys(command_line or {}, "command line")
+    try:
+        values = Settings(**merged)
+    except ValidationError as error:
+        raise SettingsError(_explain(error, origins)) from error
+    _check_together(values)
+    return LoadedSettings(values, origins, _unknown_variables())
+
+
+def _variable(name: str) -> str:
+    return ENV_PREFIX + name.upper()
+
+
+def _read_toml(path: Path) -> Mapping[str, object]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: not valid TOML: {error}") from error
+
+
+def _unknown_variables() -> tuple[str, ...]:
+    known = {_variable(name) for name in Settings.model_fields} | {
+        ENV_PREFIX + name for name in _OTHERS
+    }
+    return tuple(
+        sorted(name for name in os.environ if name.startswith(ENV_PREFIX) and name not in known)
+    )
+
+
+def _explain(error: ValidationError, origins: Mapping[str, str]) -> str:
+    lines = []
+    for problem in error.errors():
+        name = str(problem["loc"][0])
+        origin = origins.get(name, "?")
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"{name}: no such setting (from {origin})")
+        else:
+            lines.append(f"{name}: {problem['msg']}, not {problem['input']!r} (from {origin})")
+    return "\n".join(lines)
+
+
+def _check_together(values: Settings) -> None:
+    if (values.tls_cert_file is None) != (values.tls_key_file is None):
+        raise SettingsError("tls_cert_file and tls_key_file go together; only one is set")
+    if values.tls_client_ca_file is not None and values.tls_cert_file is None:
+        raise SettingsError("tls_client_ca_file needs tls_cert_file and tls_key_file")
+    if values.max_request_bytes > values.max_message_bytes:
+        raise SettingsError(
+            f"max_request_bytes ({values.max_request_bytes}) is above "
+            f"max_message_bytes ({values.max_message_bytes})"
+        )
