@@ -1,0 +1,54 @@
+"""What the caller gives, checked before it is sent."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shoal.v1.embed_pb2 import VectorEncoding
+from shoal_client import InvalidArgumentError
+from shoal_client.requests import ENCODINGS, new_embed_request, new_unload_request, text_bytes
+
+
+@given(st.text())
+def test_size_of_a_text_is_that_of_its_utf8(text: str) -> None:
+    """Sizes are counted as the server counts them."""
+    assert text_bytes(text, 0) == len(text.encode())
+
+
+@pytest.mark.parametrize("text", ["\ud800", "fine until \udfff here"])
+def test_lone_surrogate_is_named_with_its_place(text: str) -> None:
+    """The message gives the index of the text and of the character."""
+    with pytest.raises(InvalidArgumentError, match=r"texts\[4\]: character \d+") as raised:
+        text_bytes(text, 4)
+    assert (raised.value.field, raised.value.reason) == ("texts[4]", "INVALID_INPUT")
+
+
+@pytest.mark.parametrize("value", [None, 3, b"bytes", ["nested"]])
+def test_other_types_are_named(value: object) -> None:
+    """What is not a str is refused with its index and type."""
+    with pytest.raises(TypeError, match=rf"texts\[2\] is {type(value).__name__}"):
+        text_bytes(value, 2)
+
+
+@pytest.mark.parametrize("option", ["encoding", "priority"])
+def test_unknown_name_is_refused_with_the_known_ones(option: str) -> None:
+    """A wrong name says which ones are right."""
+    with pytest.raises(InvalidArgumentError, match="'huge' is not one of") as raised:
+        new_embed_request(**{option: "huge"})  # type: ignore[arg-type]
+    assert raised.value.field == option
+
+
+def test_every_encoding_of_the_protos_has_a_name() -> None:
+    """A new encoding can not be forgotten here."""
+    assert set(ENCODINGS.values()) | {0} == set(VectorEncoding.values())
+
+
+@pytest.mark.parametrize(("force_after_s", "nanoseconds"), [(0, 0), (1.5, 1_500_000_000)])
+def test_unload_by_force(force_after_s: float, nanoseconds: int) -> None:
+    """Zero is set, and is not the same as unset."""
+    request = new_unload_request("m", force_after_s)
+    assert request.HasField("force_after")
+    assert request.force_after.ToNanoseconds() == nanoseconds
+    assert not new_unload_request("m", None).HasField("force_after")

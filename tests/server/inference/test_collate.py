@@ -1,0 +1,30 @@
+"""From sequences to rectangles."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shoal_server.inference.collate import collate
+
+IDS = st.lists(st.integers(0, 2**31 - 1), max_size=12)
+
+
+@given(st.lists(IDS, min_size=1, max_size=8), st.integers(0, 100))
+def test_every_sequence_is_where_its_mask_says(sequences: list[list[int]], pad_id: int) -> None:
+    """Ids at the left under ones, padding at the right under zeros, as wide as the longest."""
+    ids, mask = collate(sequences, pad_id)
+    width = max(1, max(map(len, sequences)))
+    assert ids.shape == mask.shape == (len(sequences), width)
+    assert ids.dtype == mask.dtype == np.int64
+    for row, ones, sequence in zip(ids.tolist(), mask.tolist(), sequences, strict=True):
+        padding = width - len(sequence)
+        assert row == sequence + [pad_id] * padding
+        assert ones == [1] * len(sequence) + [0] * padding
+
+
+def test_a_sequence_without_ids_takes_one_place() -> None:
+    """Graphs are not made for a width of 0: an empty text is one place of padding."""
+    ids, mask = collate([[]], 7)
+    assert (ids.tolist(), mask.tolist()) == ([[7]], [[0]])

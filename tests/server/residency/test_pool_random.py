@@ -1,0 +1,183 @@
+"""Whatever happens in whatever order, the pool keeps its promises."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
+
+from shoal_server.core import ModelKey
+from shoal_server.errors import AllocationFailed, ModelLoadFailed, ShoalError
+from shoal_server.residency.resident import Lease, State
+from tests.server.batching.fakes import settle
+
+from .fakes import CPU, A, B, Bench, C, D, FakeSession
+
+KEYS = (A, B, C, D)
+SIZES = {A: 10, B: 10, C: 20, D: 30}
+MODELS, BYTES = 3, 45
+
+# What to do, to which model, and to which of the tasks or leases at hand.
+Step = tuple[str, ModelKey, int]
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(
+            [
+                *("acquire", "acquire", "acquire", "release", "release", "cancel"),
+                *("load", "pin", "unpin", "unload", "force", "pass_time"),
+                *("hold_load", "hold_close", "go_on", "fail", "exhaust"),
+            ]
+        ),
+        st.sampled_from(KEYS),
+        st.integers(0, 7),
+    ),
+    max_size=60,
+)
+
+
+class Scenario:
+    """Does what hypothesis says, and looks at the pool after each step."""
+
+    def __init__(self) -> None:
+        self.bench = Bench(models=MODELS, size_bytes=BYTES)
+        self.bench.loader.predicted.update(SIZES)
+        self.callers: list[asyncio.Task[Lease[FakeSession]]] = []
+        self.controls: list[asyncio.Task[None]] = []
+        self.leases: list[Lease[FakeSession]] = []
+
+    async def run(self, steps: list[Step]) -> None:
+        for name, key, number in steps:
+            getattr(self, name)(key, number)
+            if number % 2:  # else the next step comes before this one's consequences
+                await settle()
+            self.collect()
+            self.check()
+        await self.end()
+
+    def acquire(self, key: ModelKey, _: int) -> None:
+        self.callers.append(asyncio.create_task(self.bench.acquire(key)))
+
+    def release(self, _: ModelKey, number: int) -> None:
+        if self.leases:
+            self.leases.pop(number % len(self.leases)).release()
+
+    def cancel(self, _: ModelKey, number: int) -> None:
+        tasks: list[asyncio.Task[Any]] = [*self.callers, *self.controls]
+        if tasks:
+            tasks[number % len(tasks)].cancel()
+
+    def load(self, key: ModelKey, _: int) -> None:
+        self._control(self.bench.pool.load(key, CPU))
+
+    def pin(self, key: ModelKey, _: int) -> None:
+        self._control(self.bench.pool.load(key, CPU, pin=True))
+
+    def unpin(self, key: ModelKey, _: int) -> None:
+        self._control(self.bench.pool.load(key, CPU, pin=False))
+
+    def unload(self, key: ModelKey, _: int) -> None:
+        self._control(self.bench.pool.unload(key))
+
+    def force(self, key: ModelKey, _: int) -> None:
+        self._control(self.bench.pool.unload(key, force_after_s=0.0))
+
+    def hold_load(self, key: ModelKey, _: int) -> None:
+        self.bench.loader.load_gates[key].close()
+
+    def hold_close(self, key: ModelKey, _: int) -> None:
+        self.bench.loader.close_gates[key].close()
+
+    def go_on(self, key: ModelKey, _: int) -> None:
+        self.bench.loader.load_gates[key].open()
+        self.bench.loader.close_gates[key].open()
+
+    def fail(self, key: ModelKey, _: int) -> None:
+        self.bench.loader.errors[key].append(ModelLoadFailed("no good"))
+
+    def exhaust(self, key: ModelKey, number: int) -> None:
+        self.bench.loader.errors[key].extend([AllocationFailed("no memory")] * (number % 3))
+
+    def pass_time(self, _: ModelKey, number: int) -> None:
+        self.bench.now_s += 10.0 * number
+
+    def _control(self, work: Coroutine[Any, Any, None]) -> None:
+        self.controls.append(asyncio.create_task(work))
+
+    def collect(self) -> None:
+        """Take what the tasks that are done have brought."""
+        for task in [each for each in self.callers if each.done()]:
+            self.callers.remove(task)
+            if not task.cancelled() and task.exception() is None:
+                self.leases.append(task.result())
+            elif not task.cancelled():
+                assert isinstance(task.exception(), ShoalError), task
+        for control in [each for each in self.controls if each.done()]:
+            self.controls.remove(control)
+            if not control.cancelled():
+                assert isinstance(control.exception(), ShoalError | None), control
+
+    def check(self) -> None:
+        bench = self.bench
+        bench.pool.check_integrity()
+        assert bench.observer.counted.get(CPU, (0, 0)) == bench.counted
+        in_memory = [each for each in bench.loader.sessions if not each.closed]
+        # One session of a model at a time, and all that takes memory is counted.
+        assert len({each.key for each in in_memory}) == len(in_memory)
+        assert sum(each.size_bytes for each in in_memory) <= bench.counted[1] <= BYTES
+        assert len(in_memory) <= bench.counted[0] <= MODELS
+        for lease in self.leases:
+            assert not lease.session.closing, bench.pool
+        for key in KEYS:
+            resident = bench.pool.get(key)
+            if resident is not None and resident.state is State.READY:
+                assert resident.session is not None
+                assert resident.session.aborted is None, "lends what it has aborted"
+
+    async def end(self) -> None:
+        """Hold nothing up any longer: everybody gets an answer, and the memory is free again."""
+        loader = self.bench.loader
+        for key in KEYS:
+            loader.errors[key].clear()
+            self.go_on(key, 0)
+        await settle()
+        for key in KEYS:
+            self._control(self.bench.pool.load(key, CPU, pin=False))
+        for _ in range(100):
+            await settle()
+            self.collect()
+            self.check()
+            while self.leases:
+                self.leases.pop().release()
+            if not self.callers and not self.controls:
+                break
+        assert not self.callers, self.bench.pool
+        assert not self.controls, self.bench.pool
+        if self.bench.observer.evicted:
+            event("evicted")
+        opened = [each.key for each in loader.sessions if not each.closed]
+        already = len(loader.closed)
+        await self.bench.shut_down()
+        assert loader.closed[already:] == opened[::-1]
+
+
+@given(STEPS)
+@settings(deadline=None, max_examples=300)
+def test_the_pool_keeps_its_promises(steps: list[Step]) -> None:
+    """Within budget, one session a model, no lease of a closed one, nobody waits for ever."""
+    asyncio.run(Scenario().run(steps))
+
+
+async def test_the_scenario_would_notice_an_eviction_of_a_leased_model() -> None:
+    """The random test looks: a pool that breaks its promise fails it."""
+    scenario = Scenario()
+    scenario.acquire(A, 1)
+    await settle()
+    scenario.collect()
+    scenario.check()
+    scenario.leases[0].session.closing = True
+    with pytest.raises(AssertionError):
+        scenario.check()

@@ -1,0 +1,249 @@
+"""A model's way into memory and out of it, on a model of a few kilobytes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from shoal_server.batching.policy import BatchLimits
+from shoal_server.batching.slots import Slots
+from shoal_server.core import ModelKey
+from shoal_server.errors import ModelFileCorrupt, ModelLoadFailed, Unavailable
+from shoal_server.inference.onnx_model import CudaOptions
+from shoal_server.inference.packed import PackedCache
+from shoal_server.loading import LoadedModel, LoadOptions, ModelLoader
+from shoal_server.registry.manifest import GRAPH_FILE
+from shoal_server.registry.registry import Registry
+from shoal_server.registry.repository import ModelRepository
+from shoal_server.residency.probes import Gpus
+from tests.server.batching.fakes import RecordingObserver
+from tests.tiny_model import TinyModel, add_tiny_variant, make_tiny_model
+
+LIMITS = BatchLimits(max_items=8, max_tokens=64, max_padding_waste=0.5, max_wait_s=0.25)
+CUDA = CudaOptions(None, "kSameAsRequested", "HEURISTIC", tf32=False)
+
+
+class Loading:
+    """Loads tiny models, and closes them once."""
+
+    def __init__(self, cache_root: Path) -> None:
+        self._cache = PackedCache(cache_root, 1 << 30)
+        self._loaded: list[LoadedModel] = []
+        self._executor = ThreadPoolExecutor(2)
+
+    async def __call__(self, model: TinyModel, *, cache: bool = False) -> LoadedModel:
+        registry = Registry(ModelRepository(model.root), model.name)
+        loader = ModelLoader(
+            registry,
+            options=LoadOptions(
+                intra_op_threads=1,
+                wide_threads=1,
+                verify_files=True,
+                cuda=CUDA,
+                limits=LIMITS,
+                priority_head_start_s=0.5,
+            ),
+            slots={"cpu": Slots(1)},
+            run_executor=self._executor,
+            load_executor=self._executor,
+            gpus=Gpus(),
+            cache=self._cache if cache else None,
+            observer=lambda _: RecordingObserver(),
+        )
+        key = (await registry.resolve(model.name)).key
+        assert loader.predict_bytes(key, "cpu") > loader.predict_bytes(key, "cuda:0") > 0
+        self._loaded.append(await loader.load(key, "cpu"))
+        return self._loaded[-1]
+
+    async def close(self) -> None:
+        while self._loaded:
+            await self._loaded.pop().close()
+
+
+@pytest.fixture
+async def load(tmp_path: Path) -> AsyncIterator[Loading]:
+    """Loads tiny models; what is still in memory is closed afterwards."""
+    loading = Loading(tmp_path / "packed")
+    yield loading
+    await loading.close()
+    loading._executor.shutdown()
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "models"
+
+
+async def vector(model: LoadedModel, text: str) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+    (encoding,) = model.tokenizer.encode([text])
+    (row,) = await model.batcher.submit([encoding.ids]).rows()
+    return row
+
+
+@pytest.mark.parametrize("cache", [False, True])
+async def test_a_loaded_model_embeds(load: Loading, root: Path, cache: bool) -> None:
+    """Tokenizer, graph and batcher belong together, with the cache of packed graphs or without."""
+    tiny = make_tiny_model(root)
+    for _ in range(2):  # the second time from the cache
+        model = await load(tiny, cache=cache)
+        assert model.device == "cpu"
+        assert model.version.key == ModelKey("tiny", "1")
+        assert model.size_bytes > 0
+        found = await vector(model, "red blue")
+        np.testing.assert_allclose(found, tiny.vector("red blue"), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("serving", "expected"),
+    [
+        ({}, LIMITS),
+        (
+            {"max_batch_items": 3, "max_batch_tokens": 30, "max_wait_ms": 2.0},
+            BatchLimits(3, 30, LIMITS.max_padding_waste, 0.002),
+        ),
+        (
+            {"max_wait_ms": 0.0},
+            BatchLimits(LIMITS.max_items, LIMITS.max_tokens, LIMITS.max_padding_waste, 0.0),
+        ),
+    ],
+)
+async def test_the_manifest_overrides_the_servers_limits(
+    load: Loading, root: Path, serving: Mapping[str, object], expected: BatchLimits
+) -> None:
+    """Each by itself; a window of 0 is a value, not an absence."""
+    model = await load(make_tiny_model(root, serving=serving))
+    assert model.batcher._limits == expected
+
+
+@pytest.mark.parametrize(
+    ("serving", "expected"),
+    [
+        ({}, 1),
+        ({"max_batch_items": 3}, 1),
+        ({"allow_mixing": True}, LIMITS.max_items),
+        ({"allow_mixing": True, "max_batch_items": 3}, 3),
+    ],
+)
+async def test_a_graph_that_sees_its_batch_runs_one_text_at_a_time(
+    load: Loading, root: Path, serving: Mapping[str, object], expected: int
+) -> None:
+    """Unless the operator allows mixing."""
+    model = await load(make_tiny_model(root, serving=serving, batch_invariant=False))
+    assert model.batcher._limits.max_items == expected
+
+
+@pytest.mark.parametrize("batch_invariant", [True, False])
+async def test_a_variant_is_batched_by_what_is_said_of_it(
+    load: Loading, root: Path, batch_invariant: bool
+) -> None:
+    """Not by what is said of the version's own graph."""
+    tiny = make_tiny_model(root, serving={"precision": "int8"}, batch_invariant=not batch_invariant)
+    add_tiny_variant(tiny, batch_invariant=batch_invariant)
+    model = await load(tiny)
+    assert model.batcher._limits.max_items == (LIMITS.max_items if batch_invariant else 1)
+
+
+@pytest.mark.parametrize("cache", [False, True])
+async def test_a_variant_is_loaded_in_place_of_the_graph(
+    load: Loading, root: Path, cache: bool
+) -> None:
+    """With its own packed form: neither is taken for the other."""
+    tiny = make_tiny_model(root)
+    await load(tiny, cache=cache)
+    await load.close()
+    variant = add_tiny_variant(tiny)
+    (root / "tiny" / "model.toml").write_text('[serving]\nprecision = "int8"\n')
+    for _ in range(2):  # the second time from the cache
+        found = await vector(await load(tiny, cache=cache), "red blue")
+        np.testing.assert_allclose(found, variant.vector("red blue"), atol=1e-6)
+        await load.close()
+
+
+async def test_a_damaged_variant_fails_its_own_load_only(load: Loading, root: Path) -> None:
+    """The version's graph does not need it."""
+    tiny = make_tiny_model(root)
+    add_tiny_variant(tiny)
+    path = tiny.folder / "variants" / "int8" / GRAPH_FILE
+    path.write_bytes(path.read_bytes() + b"more")
+    await load(tiny)
+    (root / "tiny" / "model.toml").write_text('[serving]\nprecision = "int8"\n')
+    with pytest.raises(ModelFileCorrupt, match=r"variants/int8/model\.onnx"):
+        await load(tiny)
+
+
+async def test_a_graph_that_can_not_run_does_not_load(load: Loading, root: Path) -> None:
+    """What fails its first run fails the load, which the pool remembers; the model is named."""
+    tiny = make_tiny_model(root, "sound")
+    graph = onnx.load(tiny.folder / GRAPH_FILE)
+    for output in graph.graph.output:
+        output.name = output.name.replace("embedding", "something-else")
+    for node in graph.graph.node:
+        node.output[:] = [name.replace("embedding", "something-else") for name in node.output]
+    broken = make_tiny_model(root, "broken", replaced={GRAPH_FILE: graph.SerializeToString()})
+    with pytest.raises(ModelLoadFailed, match="model broken@1: ") as raised:
+        await load(broken)
+    assert str(root) not in raised.value.message
+
+
+async def test_a_changed_byte_is_noticed_though_a_packed_form_is_there(
+    load: Loading, root: Path
+) -> None:
+    """The cache saves the check only while no file was touched."""
+    tiny = make_tiny_model(root)
+    await load(tiny, cache=True)
+    await load.close()  # by now it is packed
+    path = tiny.folder / GRAPH_FILE
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ModelFileCorrupt, match=r"model\.onnx"):
+        await load(tiny, cache=True)
+
+
+async def test_an_aborted_model_takes_nothing_new(load: Loading, root: Path) -> None:
+    """After `abort` its callers are told why."""
+    model = await load(make_tiny_model(root))
+    model.abort(Unavailable("by force"))
+    with pytest.raises(Unavailable, match="by force"):
+        model.batcher.submit([[1]])
+
+
+async def test_copies_of_a_model_share_one_packed_form(
+    load: Loading, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is made once, and neither copy makes the other's files look unchecked."""
+    made, verified = [], []
+    make, verify = PackedCache.make, ModelRepository.verify_files
+
+    def watched_make(self: PackedCache, key: str, *args: Any) -> Path | None:
+        made.append(key)
+        return make(self, key, *args)
+
+    def watched_verify(self: ModelRepository, name: str, *args: Any) -> None:
+        verified.append(name)
+        verify(self, name, *args)
+
+    monkeypatch.setattr(PackedCache, "make", watched_make)
+    monkeypatch.setattr(ModelRepository, "verify_files", watched_verify)
+    copies = [make_tiny_model(root, name) for name in ("one", "two")]
+    for tiny in copies * 2:
+        await load(tiny, cache=True)
+        await load.close()
+    assert len(made) == 1
+    assert verified == ["one", "two"]
+
+
+async def test_a_packed_form_that_is_gone_when_it_is_opened_fails_no_load(
+    load: Loading, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process may trim the cache at any moment; the graph itself is still there."""
+    tiny = make_tiny_model(root)
+    monkeypatch.setattr(PackedCache, "find", lambda self, key: self._root / key / "graph.onnx")
+    model = await load(tiny, cache=True)
+    np.testing.assert_allclose(await vector(model, "red"), tiny.vector("red"), atol=1e-6)

@@ -1,0 +1,71 @@
+"""What the documentation says of settings, metrics and files is true."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.metrics_core import Metric
+
+from scripts.document_settings import PAGE, updated
+from shoal_server.settings import ENV_PREFIX, Settings, load_settings
+from shoal_server.telemetry import Metrics
+
+ROOT = PAGE.parents[1]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+# Besides the pages, where an operator meets names of variables.
+OTHERS = [path for name in ("Makefile", "Dockerfile") if (path := ROOT / name).is_file()]
+
+TABLE_ROW = re.compile(r"^\| `([a-z_]+)`(?: \[([a-z, ]*)\])? \|", re.MULTILINE)
+
+
+def test_the_tables_of_settings_are_fresh() -> None:
+    """docs/configuration.md has each setting with variable, default and sense; run `make docs`."""
+    page = PAGE.read_text(encoding="utf-8")
+    assert page == updated(page)
+    for name in Settings.model_fields:
+        assert f"| `{name}` | `{ENV_PREFIX}{name.upper()}` |" in page
+
+
+def test_every_metric_is_documented_with_its_labels() -> None:
+    """docs/operations.md has a row for each metric, as it is scraped, and no other."""
+    metrics = {
+        family.name + ("_total" if family.type == "counter" else ""): list(family._labelnames)  # type: ignore[attr-defined]
+        for family in families()
+    }
+    page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    documented = {
+        name: labels.split(", ") if labels else []
+        for name, labels in TABLE_ROW.findall(page)
+        if name.startswith("shoal_")
+    }
+    assert documented == metrics
+
+
+def families() -> list[Metric]:
+    """What each attribute of Metrics is collected as."""
+    attributes = vars(Metrics()).values()
+    collectors = [each for each in attributes if not isinstance(each, CollectorRegistry)]
+    assert len(collectors) > 10
+    return [family for each in collectors for family in each.describe()]
+
+
+@pytest.mark.parametrize("page", [*PAGES, *OTHERS], ids=lambda path: path.name)
+def test_every_variable_that_is_mentioned_exists(
+    page: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A `SHOAL_…` name in the docs is a setting, or one of the few that others read."""
+    mentioned = set(re.findall(r"\bSHOAL_[A-Z][A-Z_]*[A-Z]\b", page.read_text(encoding="utf-8")))
+    for name in mentioned:
+        monkeypatch.setenv(name, "")
+    assert not mentioned & set(load_settings().unknown_variables)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_every_link_to_a_file_leads_somewhere(page: Path) -> None:
+    """Links between pages and into the code name files that are there."""
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
+    local = [link for link in links if "://" not in link and not link.startswith("mailto:")]
+    assert [link for link in local if not (page.parent / link).exists()] == []
