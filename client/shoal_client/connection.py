@@ -134,6 +134,9 @@ def _channel_options(server_name: str) -> tuple[tuple[str, str | int], ...]:
         "grpc.min_reconnect_backoff_ms": 5_000,
         "grpc.initial_reconnect_backoff_ms": 100,
         "grpc.max_reconnect_backoff_ms": 5_000,
+        # gRPC shares connections between the channels of a process, and so the
+        # back-off after a failure: a new client would fail unseen by any server.
+        "grpc.use_local_subchannel_pool": 1,
         "grpc.primary_user_agent": "shoal-client",
     }
     if server_name:

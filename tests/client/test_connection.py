@@ -199,3 +199,18 @@ def test_server_that_comes_back_is_found_again(connect: Connect, fake: FakeServe
     with FakeServer(port=port) as again:
         assert len(client.embed(["a"])) == 1
         assert again.methods() == ["Embed"]
+
+
+def test_new_client_does_not_wait_out_the_failures_of_another(
+    connect: Connect, fake: FakeServer
+) -> None:
+    """A server that came back is reached by a new client's first try."""
+    fake.stop()
+    port = int(fake.address.rpartition(":")[2])
+    other = connect()
+    for _ in range(10):  # the longer gRPC failed, the longer it backs off
+        with pytest.raises(UnavailableError):
+            other.embed(["a"])
+    with FakeServer(port=port) as again:
+        client = connect(again.address, retry=RetryPolicy(max_attempts=1))
+        assert len(client.embed(["a"])) == 1
