@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shoal_server.errors import FailedPrecondition
 from shoal_server.inference.devices import CPU, AvailableDevices
 from shoal_server.registry.registry import ModelVersion
 from shoal_server.residency.probes import Gpus
@@ -26,12 +27,20 @@ class Placement:
             current: Where the model is now, which is kept where the wish allows it.
 
         Raises:
-            FailedPrecondition: The device can not be had; says why.
+            FailedPrecondition: The device can not be had, or what is to be served is not
+                for it; says why.
         """
         if current is not None and (
             wanted in ("", "auto", current) or (wanted == "cuda" and current != CPU)
         ):
             return current
-        return self._devices.resolve(
+        device = self._devices.resolve(
             wanted or version.serving.device or self._default, self._gpus.free_bytes()
         )
+        if device == CPU and version.chosen.gpu_only:
+            raise FailedPrecondition(
+                f"model {version.key} is to be served in fp16 and was to run on the CPU, where "
+                "that is slower than fp32: give it a GPU, or ask for fp32 or int8",
+                metadata={"model": version.key.name, "version": version.key.version},
+            )
+        return device

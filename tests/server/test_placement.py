@@ -12,7 +12,7 @@ from shoal_server.placement import Placement
 from shoal_server.registry.registry import ModelVersion, Registry
 from shoal_server.registry.repository import ModelRepository
 from shoal_server.residency.probes import Gpus
-from tests.tiny_model import make_tiny_model
+from tests.tiny_model import add_tiny_variant, make_tiny_model
 
 TWO = AvailableDevices(gpus=2, gpu_problem="", gpu_expected=True)
 
@@ -56,3 +56,14 @@ async def test_a_device_that_is_not_there_is_refused(version: ModelVersion) -> N
     """Whatever the model is on now."""
     with pytest.raises(FailedPrecondition, match="there are 2 GPUs"):
         Placement(TWO, FakeGpus(), "auto").device_for(version, "cuda:2", "cuda:1")
+
+
+@pytest.mark.parametrize("wanted", ["", "cpu"])
+async def test_a_variant_for_gpus_is_not_run_on_the_cpu(tmp_path: Path, wanted: str) -> None:
+    """It would be slower there than the graph that it was made of; the message says what to do."""
+    tiny = make_tiny_model(tmp_path, serving={"precision": "fp16"})
+    add_tiny_variant(tiny, "fp16")
+    version = await Registry(ModelRepository(tmp_path), "tiny").resolve("tiny")
+    assert Placement(TWO, FakeGpus(), "auto").device_for(version, "cuda:0") == "cuda:0"
+    with pytest.raises(FailedPrecondition, match=r"tiny@1 .* fp16 .* ask for fp32 or int8"):
+        Placement(TWO, FakeGpus(), "cpu").device_for(version, wanted)

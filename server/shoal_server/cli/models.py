@@ -46,6 +46,7 @@ class QuantizedPrecision(StrEnum):
     """What `quantize` can make."""
 
     INT8 = "int8"
+    FP16 = "fp16"
 
 
 _ModelDir = Annotated[
@@ -129,7 +130,8 @@ def quantize(
     ref: _Ref,
     model_dir: _ModelDir,
     precision: Annotated[
-        QuantizedPrecision, typer.Option(help="Of the variant to make.")
+        QuantizedPrecision,
+        typer.Option(help="Of the variant to make: int8 for CPUs, fp16 for GPUs."),
     ] = QuantizedPrecision.INT8,
     again: Annotated[
         bool, typer.Option("--again", help="Make it anew, though it is there.")
@@ -137,7 +139,7 @@ def quantize(
 ) -> None:
     """Make a version's graph in a lower precision, beside the version's own.
 
-    It is served with `--precision int8`, or `precision = "int8"` under [serving] in the
+    It is served with `shoal serve --precision`, or with `precision` under [serving] in the
     model's model.toml. Safe to interrupt and to repeat.
     """
     # Only now: the other commands need not wait for these imports.
@@ -150,7 +152,9 @@ def quantize(
         key = repository.resolve(ModelRef.parse(ref))
         try:
             with ConsoleProgress(Console(stderr=True)) as progress:
-                made = quantize_version(key, repository, progress, again=again)
+                made = quantize_version(
+                    key, repository, progress, precision=precision.value, again=again
+                )
         except PreparationError as error:
             _fail(str(error))
         size_bytes = repository.variant_size_bytes(key.name, key.version, precision.value)

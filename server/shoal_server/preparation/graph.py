@@ -46,7 +46,8 @@ _SENTENCE_OUTPUT = "sentence_embedding"
 _INPUTS = frozenset({INPUT_IDS, ATTENTION_MASK, TOKEN_TYPE_IDS, POSITION_IDS})
 # Weights smaller than this stay in model.onnx.
 _EXTERNAL_MIN_BYTES = 1024
-_PREFIX = "shoal/"
+TAIL_PREFIX = "shoal/"
+"""Of the names of the nodes that end a prepared graph: pooling and L2."""
 
 
 def build_graph(source: Path, pooling: Pooling, *, normalize: bool) -> onnx.ModelProto:
@@ -202,7 +203,9 @@ class _Surgeon:
             _set_shape(tensor, ("batch", "tokens"))
 
     def _output(self, tensor: str, name: str, dimensions: int | str) -> None:
-        self._graph.node.append(helper.make_node("Identity", [tensor], [name], name=_PREFIX + name))
+        self._graph.node.append(
+            helper.make_node("Identity", [tensor], [name], name=TAIL_PREFIX + name)
+        )
         shape = ("batch", dimensions)
         self._graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
 
@@ -213,14 +216,14 @@ class _Surgeon:
         return self._append(operator, [tensor, axes], name, **attributes)
 
     def _constant(self, name: str, value: object, dtype: type[np.generic] = np.float32) -> str:
-        tensor = numpy_helper.from_array(np.asarray(value, dtype), _PREFIX + name)
+        tensor = numpy_helper.from_array(np.asarray(value, dtype), TAIL_PREFIX + name)
         self._graph.initializer.append(tensor)
         return tensor.name
 
     def _append(
         self, operator: str, inputs: list[str], name: str, **attributes: int | list[int]
     ) -> str:
-        output = _PREFIX + name
+        output = TAIL_PREFIX + name
         node = helper.make_node(operator, inputs, [output], name=output)
         node.attribute.extend(helper.make_attribute(*item) for item in attributes.items())
         self._graph.node.append(node)

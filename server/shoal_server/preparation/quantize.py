@@ -1,14 +1,16 @@
-"""How a version gets a graph in int8: the page to read first.
+"""How a version gets a graph in another precision: the page to read first.
 
-    verify the version → see what its tensors hold on ordinary texts → rewrite the graph
-    → check it against the version → manifest → publish
+    verify the version → rewrite the graph → check it against the version → manifest → publish
 
-The variant appears beside the version's files by one rename; they stay as they are.
+`int8` is for CPUs and has to see first what the graph's tensors hold on ordinary texts;
+`fp16` is for GPUs. The variant appears beside the version's files by one rename; they stay
+as they are.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,9 +18,11 @@ from pathlib import Path
 import onnx
 
 from shoal_server.core import ModelKey
+from shoal_server.inference.padding_free import fold_padding
 from shoal_server.preparation.calibration import calibrate
 from shoal_server.preparation.check import cosine, embed_texts, is_batch_invariant
 from shoal_server.preparation.errors import ReferenceMismatch, Unsupported
+from shoal_server.preparation.fp16 import fused_nodes, half_graph
 from shoal_server.preparation.graph import load_weights, save_graph
 from shoal_server.preparation.int8 import activations, quantize_graph
 from shoal_server.preparation.progress import Progress
@@ -28,6 +32,7 @@ from shoal_server.registry.manifest import (
     GRAPH_FILE,
     TOKENIZER_FILE,
     Closeness,
+    Precision,
     VariantManifest,
     VersionManifest,
 )
@@ -35,9 +40,6 @@ from shoal_server.registry.repository import ModelRepository
 from shoal_server.registry.scratch import scratch_folder
 
 _SOURCE_PRECISION = "fp32"
-_PRECISION = "int8"
-# Rounding to int8 costs a few thousandths; below this the graph is another model.
-_MIN_COSINE = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +58,14 @@ class Quantized:
 
 
 def quantize(
-    key: ModelKey, repository: ModelRepository, progress: Progress, *, again: bool = False
+    key: ModelKey,
+    repository: ModelRepository,
+    progress: Progress,
+    *,
+    precision: Precision = "int8",
+    again: bool = False,
 ) -> Quantized:
-    """Make the int8 variant of a prepared version, unless it is there.
+    """Make a variant of a prepared version, unless it is there.
 
     Blocks for seconds to minutes. Interrupted, it leaves nothing in the repository.
 
@@ -66,6 +73,7 @@ def quantize(
         key: The version.
         repository: Holds it.
         progress: Told of each step.
+        precision: Of the variant: int8 or fp16.
         again: Make it anew where it is there.
 
     Raises:
@@ -74,36 +82,60 @@ def quantize(
         OSError: The disk refuses.
     """
     progress.step(f"verifying {key}")
-    if not again and _PRECISION in repository.variants(key.name, key.version):
-        there = repository.verify_variant(key.name, key.version, _PRECISION)
+    if not again and precision in repository.variants(key.name, key.version):
+        there = repository.verify_variant(key.name, key.version, precision)
         return Quantized(key, there, was_there=True)
     manifest = repository.verify(key.name, key.version)
     if manifest.precision != _SOURCE_PRECISION:
         raise Unsupported(
-            f"{key} is in {manifest.precision}; int8 is made from {_SOURCE_PRECISION}"
+            f"{key} is in {manifest.precision}; {precision} is made from {_SOURCE_PRECISION}"
         )
     folder = repository.version_folder(key.name, key.version)
     with disk_full_told(), scratch_folder(repository.root) as scratch:
         staged = scratch / "variant"
         staged.mkdir()
-        progress.step("quantizing the graph")
-        _write_graph(folder, manifest, staged)
+        progress.step(f"rewriting the graph in {precision}")
+        graph = _REWRITE[precision](folder, manifest, scratch, progress)
+        save_graph(graph, staged / GRAPH_FILE)
         progress.step("comparing it with the version")
-        variant = _check(folder, manifest, staged)
+        variant = _check(folder, manifest, staged, precision)
         publish_variant(staged, repository, key, variant)
     return Quantized(key, variant, was_there=False)
 
 
-def _write_graph(folder: Path, manifest: VersionManifest, staged: Path) -> None:
+def _in_int8(
+    folder: Path, manifest: VersionManifest, scratch: Path, progress: Progress
+) -> onnx.ModelProto:
     graph = onnx.load(str(folder / GRAPH_FILE), load_external_data=False)
+    fold_padding(graph)  # afterwards the products are not to be recognised any longer
     names = activations(graph)
     seen = calibrate(graph, names, folder, folder / TOKENIZER_FILE, manifest.max_tokens)
     load_weights(graph, folder)
     quantize_graph(graph, seen)
-    save_graph(graph, staged / GRAPH_FILE)
+    return graph
 
 
-def _check(folder: Path, manifest: VersionManifest, staged: Path) -> VariantManifest:
+def _in_fp16(
+    folder: Path, manifest: VersionManifest, scratch: Path, progress: Progress
+) -> onnx.ModelProto:
+    graph = onnx.load(str(folder / GRAPH_FILE), load_external_data=False)
+    halved = half_graph(graph, folder, scratch)
+    fused = fused_nodes(halved)
+    told = ", ".join(f"{count} {kind}" for kind, count in sorted(fused.items()))
+    progress.step(f"fused nodes: {told or 'none, its patterns are not known'}")
+    return halved
+
+
+_Rewrite = Callable[[Path, VersionManifest, Path, Progress], onnx.ModelProto]
+_REWRITE: Mapping[Precision, _Rewrite] = {"int8": _in_int8, "fp16": _in_fp16}
+# Below this the graph is another model: rounding to int8 costs a few thousandths, to fp16
+# a few millionths.
+_LEAST_COSINE: Mapping[Precision, float] = {"int8": 0.9, "fp16": 0.9995}
+
+
+def _check(
+    folder: Path, manifest: VersionManifest, staged: Path, precision: Precision
+) -> VariantManifest:
     """Compare a staged variant with its version, and write down how close it came."""
     before, after = (
         TextRunner(where / GRAPH_FILE, folder / TOKENIZER_FILE, manifest.max_tokens)
@@ -112,13 +144,14 @@ def _check(folder: Path, manifest: VersionManifest, staged: Path) -> VariantMani
     vectors = embed_texts(after)
     cosines = cosine(vectors, embed_texts(before))
     least = float(cosines.min())
-    if least < _MIN_COSINE:
+    allowed = _LEAST_COSINE[precision]
+    if least < allowed:
         raise ReferenceMismatch(
-            f"int8 does not suit this model: its vector for text {cosines.argmin()} has the "
-            f"cosine {least:.4f} to that of {_SOURCE_PRECISION}, the least allowed is {_MIN_COSINE}"
+            f"{precision} does not suit this model: its vector for text {cosines.argmin()} has "
+            f"the cosine {least:.6f} to that of {_SOURCE_PRECISION}, the least allowed is {allowed}"
         )
     return VariantManifest(
-        precision=_PRECISION,
+        precision=precision,
         batch_invariant=is_batch_invariant(after, vectors),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         cosine=Closeness(texts=len(cosines), mean=_down(float(cosines.mean())), least=_down(least)),

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import structlog
 
@@ -54,18 +55,26 @@ class Registry:
     """
 
     def __init__(
-        self, repository: ModelRepository, default_model: str, precision: Precision = "fp32"
+        self,
+        repository: ModelRepository,
+        default_model: str,
+        precision: Precision | Literal["auto"] = "fp32",
+        *,
+        gpu: bool = False,
     ) -> None:
         """Nothing is read yet.
 
         Args:
             repository: The files.
             default_model: What an empty name stands for.
-            precision: Of models that ask for none and have it.
+            precision: Of models that ask for none and have it; auto: fp16 on a GPU, else
+                fp32.
+            gpu: Whether models that ask for no device run on one.
         """
         self.repository = repository
         self.default_model = default_model
         self.precision = precision
+        self._gpu = gpu
         self._by_text: dict[str, ModelVersion] = {}
         self._by_key: dict[ModelKey, ModelVersion] = {}
 
@@ -88,7 +97,7 @@ class Registry:
         ref = ModelRef.parse(text or self.default_model)
         version = await asyncio.to_thread(self._read, ref)
         wanted, used = self.precision, version.chosen.precision
-        if version.serving.precision is None and used != wanted:
+        if version.serving.precision is None and used != wanted != "auto":
             log.info("precision_fallback", model=str(version.key), wanted=wanted, used=used)
         self._by_text[text] = version
         self._by_key[version.key] = version
@@ -118,7 +127,16 @@ class Registry:
             FailedPrecondition: It is to be served in a precision that it does not have.
             ModelFileCorrupt: The variant's manifest can not be read.
         """
-        return choose(self.repository, key, manifest, serving.precision, self.precision)
+        preferred = self._preferred(serving.device or "auto")
+        return choose(self.repository, key, manifest, serving.precision, preferred)
+
+    def _preferred(self, device: str) -> Precision:
+        """The server's precision for a model that runs on a device: `auto`, `cpu`, `cuda…`."""
+        on_gpu = self._gpu if device == "auto" else device != "cpu"
+        if self.precision == "auto":
+            return "fp16" if on_gpu else "fp32"
+        # It is for GPUs, and slower than fp32 on a CPU.
+        return "fp32" if self.precision == "fp16" and not on_gpu else self.precision
 
     def _read(self, ref: ModelRef) -> ModelVersion:
         repository = self.repository

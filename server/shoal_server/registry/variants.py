@@ -31,6 +31,11 @@ class Chosen:
     cosine: Closeness | None
     """To the version's own graph; None for that one."""
 
+    @property
+    def gpu_only(self) -> bool:
+        """Whether a CPU has a better graph to run: the one that a variant in fp16 is of."""
+        return self.precision == "fp16" and self.cosine is not None
+
 
 def choose(
     repository: ModelRepository,
@@ -96,6 +101,6 @@ def _missing(key: ModelKey, manifest: VersionManifest, required: Precision) -> F
     how = f": make it with `shoal models quantize {key} --precision {required}`"
     return FailedPrecondition(
         f"model {key} is to be served in {required} and has only {manifest.precision}"
-        + (how if required == "int8" else ""),
+        + (how if manifest.precision == "fp32" and required != "fp32" else ""),
         metadata={"model": key.name, "version": key.version, "precision": required},
     )

@@ -228,18 +228,29 @@ def test_verify(shell: Shell) -> None:
     assert shell("verify", "other").exit_code == 0
 
 
-def test_quantize(shell: Shell, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["int8", "fp16"])
+def test_quantize(shell: Shell, tmp_path: Path, precision: str) -> None:
     """The variant and how close it came go to standard output in one line; twice is no error."""
     graph = dense_graph().SerializeToString()
     source = write_authors_model(tmp_path / "dense", files={"onnx/model.onnx": graph})
     assert shell("pull", str(source)).exit_code == 0
-    done = shell("quantize", "dense", "--precision", "int8")
+    quantize = ("quantize", "dense", "--precision", precision)
+    done = shell(*quantize)
     assert done.exit_code == 0, done.output
-    assert done.stdout.startswith("dense@1 int8: made: cosine to the version's own vectors 0.99")
+    told = f"dense@1 {precision}: made: cosine to the version's own vectors 0.99"
+    assert done.stdout.startswith(told)
     assert done.stdout.count("\n") == 1
-    again = shell("quantize", "dense@1")
+    again = shell(*quantize)
     assert (again.exit_code, "already made, and whole" in again.stdout) == (0, True)
-    assert "int8: made" in shell("quantize", "dense", "--again").stdout
+    assert f"{precision}: made" in shell(*quantize, "--again").stdout
+
+
+def test_quantize_makes_int8_unless_told_otherwise(shell: Shell, tmp_path: Path) -> None:
+    """What CPUs have use for."""
+    graph = dense_graph().SerializeToString()
+    source = write_authors_model(tmp_path / "dense", files={"onnx/model.onnx": graph})
+    assert shell("pull", str(source)).exit_code == 0
+    assert shell("quantize", "dense").stdout.startswith("dense@1 int8: made")
 
 
 @pytest.mark.parametrize(
@@ -247,6 +258,7 @@ def test_quantize(shell: Shell, tmp_path: Path) -> None:
     [
         (["quantize", "none"], 1, "there is no model 'none'"),
         (["quantize", "tiny"], 1, "no matrix product"),
+        (["quantize", "tiny", "--precision", "fp16"], 1, "does not end as"),
         (["quantize", "tiny", "--precision", "int4"], 2, "int4"),
     ],
 )

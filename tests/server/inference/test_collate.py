@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal_server.inference.collate import collate
+from shoal_server.inference.collate import collate, collate_into, longest
 
 IDS = st.lists(st.integers(0, 2**31 - 1), max_size=12)
 
@@ -28,3 +28,19 @@ def test_a_sequence_without_ids_takes_one_place() -> None:
     """Graphs are not made for a width of 0: an empty text is one place of padding."""
     ids, mask = collate([[]], 7)
     assert (ids.tolist(), mask.tolist()) == ([[7]], [[0]])
+
+
+@given(st.lists(IDS, min_size=1, max_size=8), st.integers(0, 3), st.integers(0, 3))
+def test_a_larger_rectangle_is_filled_up_with_padding(
+    sequences: list[list[int]], more_rows: int, more_places: int
+) -> None:
+    """What was there before is gone; the rest is as in the rectangle that just holds them."""
+    rows, places = len(sequences), longest(sequences)
+    ids = np.full((rows + more_rows, places + more_places), 99, dtype=np.int64)
+    mask = np.full_like(ids, 99)
+    collate_into(ids, mask, sequences, 7)
+    expected_ids, expected_mask = collate(sequences, 7)
+    np.testing.assert_array_equal(ids[:rows, :places], expected_ids)
+    np.testing.assert_array_equal(mask[:rows, :places], expected_mask)
+    assert (ids[rows:] == 7).all() and (ids[:, places:] == 7).all()
+    assert mask.sum() == expected_mask.sum()

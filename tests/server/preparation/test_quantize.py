@@ -14,6 +14,7 @@ from shoal_server.preparation import quantize as quantize_module
 from shoal_server.preparation.errors import DiskFull, ReferenceMismatch, Unsupported
 from shoal_server.preparation.pull import Order, pull
 from shoal_server.preparation.quantize import Quantized, quantize
+from shoal_server.registry.manifest import Precision
 from shoal_server.registry.repository import ModelRepository
 from tests.tiny_model import make_tiny_model
 
@@ -50,22 +51,24 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_a_variant_appears(repository: ModelRepository) -> None:
+@pytest.mark.parametrize("precision", ["int8", "fp16"])
+def test_a_variant_appears(repository: ModelRepository, precision: Precision) -> None:
     """It is listed, whole, close to the version, and of the same bits in any batch."""
-    made = quantized(repository)
-    assert repository.variants("dense", "1") == ["int8"]
-    manifest = repository.verify_variant("dense", "1", "int8")
+    made = quantized(repository, precision=precision)
+    assert repository.variants("dense", "1") == [precision]
+    manifest = repository.verify_variant("dense", "1", precision)
     assert made == Quantized(KEY, manifest, was_there=False)
     assert manifest.cosine.texts == 26
     assert 0.999 < manifest.cosine.least <= manifest.cosine.mean <= 1
     assert manifest.batch_invariant
 
 
-def test_the_version_stays_as_it_is(repository: ModelRepository) -> None:
+@pytest.mark.parametrize("precision", ["int8", "fp16"])
+def test_the_version_stays_as_it_is(repository: ModelRepository, precision: Precision) -> None:
     """Not a byte of its own files changes, nor their number."""
     folder = repository.version_folder("dense", "1")
     before = contents(folder)
-    quantized(repository)
+    quantized(repository, precision=precision)
     after = contents(folder)
     assert {name: after[name] for name in before} == before
     assert {name.split("/")[0] for name in after.keys() - before.keys()} == {"variants"}
@@ -75,6 +78,14 @@ def test_quantizing_twice_makes_one(repository: ModelRepository) -> None:
     """A variant that is there is verified, not made again."""
     first = quantized(repository)
     assert quantized(repository) == Quantized(KEY, first.manifest, was_there=True)
+
+
+def test_variants_stand_side_by_side(repository: ModelRepository) -> None:
+    """One does not take the other's place."""
+    int8 = quantized(repository, precision="int8")
+    quantized(repository, precision="fp16")
+    assert repository.variants("dense", "1") == ["fp16", "int8"]
+    assert repository.verify_variant("dense", "1", "int8") == int8.manifest
 
 
 def test_damage_is_told_and_made_good(repository: ModelRepository) -> None:
@@ -108,7 +119,7 @@ def test_a_graph_that_is_another_model_is_refused(
     repository: ModelRepository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where int8 does not suit a model it is told so, and gets no variant."""
-    monkeypatch.setattr(quantize_module, "_MIN_COSINE", 1.1)
+    monkeypatch.setattr(quantize_module, "_LEAST_COSINE", {"int8": 1.1})
     with pytest.raises(ReferenceMismatch, match="int8 does not suit"):
         quantized(repository)
     assert repository.variants("dense", "1") == []
@@ -119,7 +130,7 @@ def test_what_is_not_fp32_is_refused(repository: ModelRepository) -> None:
     manifest = repository.version_manifest("dense", "1").model_copy(update={"precision": "fp16"})
     path = repository.version_folder("dense", "1") / "version.toml"
     path.write_text(manifest.to_toml())
-    with pytest.raises(Unsupported, match="dense@1 is in fp16"):
+    with pytest.raises(Unsupported, match="dense@1 is in fp16; int8 is made from fp32"):
         quantized(repository)
 
 

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from shoal_server.core import ModelKey
-from shoal_server.inference.onnx_model import CudaOptions, OnnxModel
-from shoal_server.inference.packed import GRAPH, save_packed
+from shoal_server.inference.onnx_model import OnnxModel
+from shoal_server.inference.packed import GRAPH
+from shoal_server.inference.packing import save_packed
 from shoal_server.inference.tokenizer import TextTokenizer
 from shoal_server.preparation.graph import WEIGHTS_FILE
 from shoal_server.preparation.quantize import Quantized, quantize
@@ -25,7 +26,6 @@ from tests.server.api.texts import many_texts, reference
 from .authors import Float32
 from .fakes import RecordingProgress
 
-CUDA = CudaOptions(None, "kSameAsRequested", "HEURISTIC", tf32=False)
 MAX_TOKENS = 256
 LONG = 64  # tokens: texts above share a few batches, so that the test stays quick
 
@@ -58,7 +58,7 @@ def tokenizer(folder: Path) -> TextTokenizer:
 def plain(folder: Path) -> OnnxModel:
     """As the server opens it the first time."""
     path = folder / "variants" / "int8" / GRAPH_FILE
-    return OnnxModel.open(path, device="cpu", threads=1, cuda=CUDA, pad_id=0)
+    return OnnxModel.open(path, threads=1, pad_id=0)
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +66,8 @@ def packed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> OnnxModel:
     """As the server goes over to it: optimised, packed and saved."""
     path = folder / "variants" / "int8" / GRAPH_FILE
     target = tmp_path_factory.mktemp("packed") / GRAPH
-    save_packed(path, target)
-    model = OnnxModel.open(path, device="cpu", threads=1, cuda=CUDA, pad_id=0)
+    save_packed(path, target, vocabulary_size=30_522, max_tokens=MAX_TOKENS)
+    model = OnnxModel.open(path, threads=1, pad_id=0)
     model.adopt(target, threads=1, wide_threads=2)
     return model
 
@@ -170,6 +170,12 @@ def test_fused_it_means_the_same(folder: Path, plain: OnnxModel, tmp_path: Path)
     expected: Float32 = unfused.run(["embedding"], feeds)[0]
     rows = plain.run(ids.tolist(), [False, False]).rows
     assert ((np.stack([np.asarray(row) for row in rows]) * expected).sum(axis=1) > 0.999).all()
+
+
+def test_it_is_free_of_padding(plain: OnnxModel, packed: OnnxModel) -> None:
+    """Its products work on tokens from the beginning, not only once it is packed."""
+    assert plain.padding_free
+    assert packed.padding_free
 
 
 def test_it_is_a_third_of_the_size(made: tuple[ModelRepository, Quantized]) -> None:

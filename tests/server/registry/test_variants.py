@@ -131,11 +131,53 @@ async def test_which_graph_is_served(
     assert version.files.keys() == {f"{folder}model.onnx", "tokenizer.json"}
 
 
+@pytest.mark.parametrize(
+    ("server", "gpu", "device", "served"),
+    [
+        ("auto", True, None, "fp16"),
+        ("auto", True, "auto", "fp16"),
+        ("auto", True, "cpu", "fp32"),
+        ("auto", False, None, "fp32"),
+        ("auto", False, "cuda:1", "fp16"),
+        ("fp16", True, None, "fp16"),
+        ("fp16", False, None, "fp32"),  # the CPU has no use for it
+        ("fp16", True, "cpu", "fp32"),
+        ("int8", True, None, "int8"),
+    ],
+)
+async def test_fp16_is_for_gpus(
+    repository: ModelRepository,
+    tiny: TinyModel,
+    server: Precision,
+    gpu: bool,
+    device: str | None,
+    served: str,
+) -> None:
+    """The server's wish holds where the model runs on one, its own wish for a device included."""
+    add_tiny_variant(tiny, "fp16")
+    manifest = repository.model_manifest("tiny").model_copy(
+        update={"serving": Serving(device=device)}
+    )
+    (repository.model_folder("tiny") / "model.toml").write_text(manifest.to_toml())
+    version = await Registry(repository, "tiny", server, gpu=gpu).resolve("tiny")
+    assert version.chosen.precision == served
+
+
+async def test_a_model_without_fp16_is_served_as_it_is(repository: ModelRepository) -> None:
+    """On a GPU too, without a word: nobody asked for fp16."""
+    with capture_logs() as lines:
+        version = await Registry(repository, "tiny", "auto", gpu=True).resolve("tiny")
+    assert (version.chosen.precision, lines) == ("fp32", [])
+
+
 async def test_a_required_precision_must_be_there(repository: ModelRepository) -> None:
     """It is not served in another; the error says how to make it."""
     (repository.version_folder("tiny", "1") / "variants" / "int8" / "variant.toml").unlink()
-    with pytest.raises(FailedPrecondition, match="shoal models quantize tiny@1 --precision int8"):
-        await resolved(repository, required="int8")
+    missing: tuple[Precision, ...] = ("int8", "fp16")
+    for precision in missing:
+        how = f"shoal models quantize tiny@1 --precision {precision}"
+        with pytest.raises(FailedPrecondition, match=how):
+            await resolved(repository, required=precision)
 
 
 async def test_falling_back_is_logged_once(repository: ModelRepository) -> None:

@@ -1,0 +1,83 @@
+"""What every use of ONNX Runtime shares: opening sessions, reading errors, checking rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from shoal_server.errors import AllocationFailed, InferenceFailed, ModelLoadFailed, ShoalError
+from shoal_server.inference.backend import Row
+
+Provider = str | tuple[str, dict[str, str]]
+"""Of ONNX Runtime: its name, or its name and its options."""
+
+CPU_PROVIDER = "CPUExecutionProvider"
+
+_MESSAGE_MAX = 300
+
+
+def open_session(
+    path: Path, *, threads: int, providers: Sequence[Provider], packed: bool = False
+) -> ort.InferenceSession:
+    """Open a graph; blocks while weights are read.
+
+    Args:
+        path: An ONNX file; its external weights lie beside it.
+        threads: Threads of one run on the CPU.
+        providers: What runs it, the preferred one first.
+        packed: Whether the graph is optimised and packed already.
+
+    Raises:
+        AllocationFailed: There is not memory enough.
+        ModelLoadFailed: The runtime refused the graph or the device.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Spinning threads would compete with the event loop for the cores.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    if list(providers) == [CPU_PROVIDER]:
+        # To plan which values share memory takes a third of the time to open, more with the
+        # square of the nodes. Where batch and length are not known it finds next to nothing:
+        # a run takes the same time, and 2% less memory at most (docs/performance.md).
+        options.enable_mem_reuse = False
+    if packed:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        return ort.InferenceSession(path, sess_options=options, providers=list(providers))
+    except Exception as error:  # ONNX Runtime raises many unrelated types
+        kind = AllocationFailed if _is_out_of_memory(error) else ModelLoadFailed
+        raise kind(f"ONNX Runtime can not open the graph: {brief(error)}") from error
+
+
+def checked(rows: npt.NDArray[np.float32]) -> list[Row | ShoalError]:
+    """The rows of float32[B, D], with an error in place of those that are not finite."""
+    if np.isfinite(rows).all():
+        return list(rows)
+    return [
+        row
+        if np.isfinite(row).all()
+        else InferenceFailed("the model gave numbers that are not finite for this input")
+        for row in rows
+    ]
+
+
+def brief(error: Exception) -> str:
+    """The runtime's message without paths of this machine."""
+    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    words = [word.rsplit("/", 1)[-1] if "/" in word else word for word in first_line.split()]
+    return " ".join(words)[:_MESSAGE_MAX]
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # ONNX Runtime has no type of its own for this.
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(
+        sign in text
+        for sign in ("bad_alloc", "bad allocation", "failed to allocate", "out of memory")
+    )
