@@ -8,33 +8,38 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
-from contextlib import suppress
+import traceback
+from collections.abc import Callable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 
 from shoal_server.batching.batcher import Batcher, BatchObserver
-from shoal_server.batching.cost import CostModel, RunSample
+from shoal_server.batching.cost import CostModel
 from shoal_server.batching.policy import BatchLimits
 from shoal_server.batching.slots import Slots
+from shoal_server.batching.warm_up import warm_up, warm_up_shapes
 from shoal_server.core import ModelKey
-from shoal_server.errors import AllocationFailed, InferenceFailed, ModelLoadFailed, Unavailable
-from shoal_server.inference.backend import Backend
-from shoal_server.inference.devices import CPU
-from shoal_server.inference.onnx_model import CudaOptions, OnnxModel
-from shoal_server.inference.packed import (
-    PackedCache,
-    Signature,
-    packed_key,
-    save_packed,
-    signature,
+from shoal_server.errors import (
+    AllocationFailed,
+    InferenceFailed,
+    ModelLoadFailed,
+    ShoalError,
+    Unavailable,
 )
+from shoal_server.inference.backend import Backend
+from shoal_server.inference.bound_model import BoundModel
+from shoal_server.inference.cuda import CudaOptions
+from shoal_server.inference.devices import CPU
+from shoal_server.inference.onnx_model import OnnxModel
+from shoal_server.inference.packed import PackedCache, packed_key
+from shoal_server.inference.packing import save_packed
 from shoal_server.inference.tokenizer import TextTokenizer
 from shoal_server.registry.manifest import TOKENIZER_FILE
 from shoal_server.registry.registry import ModelVersion, Registry
+from shoal_server.registry.verification import Verification
 from shoal_server.residency.probes import Gpus, resident_set_bytes, return_free_memory
 
 log = structlog.get_logger(__name__)
@@ -43,8 +48,6 @@ log = structlog.get_logger(__name__)
 # the runtime's own structures (docs/performance.md: 126 MB for a file of 90 MB).
 _BYTES_PER_FILE_BYTE = 1.35
 _BYTES_OF_RUNTIME = 8 * 1024 * 1024
-# (items, tokens) of the runs after loading: the first warms up, the others are timed.
-_WARM_UP = ((1, 8), (1, 8), (4, 16))
 
 
 class LoadedModel:
@@ -72,7 +75,8 @@ class LoadedModel:
             batcher: Runs `backend`.
             backend: Closed with this.
             executor: Threads for blocking work.
-            improve: Makes the backend faster; blocking, and done in the background.
+            improve: Makes the backend faster; blocking, and done in the background
+                once somebody has had an answer.
         """
         self.version = version
         self.device = device
@@ -81,9 +85,14 @@ class LoadedModel:
         self.batcher = batcher
         self._backend = backend
         self._executor = executor
+        self._improve = improve
         self._improving: asyncio.Future[None] | None = None
-        if improve is not None:
-            self._improving = asyncio.get_running_loop().run_in_executor(executor, improve)
+
+    def lease_ended(self) -> None:
+        """Improve the backend, now that who waited for the load does not wait any longer."""
+        if self._improve is not None:
+            improve, self._improve = self._improve, None
+            self._improving = asyncio.get_running_loop().run_in_executor(self._executor, improve)
 
     def abort(self, reason: Unavailable) -> None:
         """Fail the requests that wait, and take no more."""
@@ -124,6 +133,9 @@ class LoadOptions:
     verify_files: bool
     cuda: CudaOptions
     limits: BatchLimits
+    """On the CPU."""
+    cuda_limits: BatchLimits
+    max_queue_s: float
     priority_head_start_s: float
 
 
@@ -179,11 +191,15 @@ class ModelLoader:
             opened = await asyncio.get_running_loop().run_in_executor(
                 self._load_executor, self._open, version, device
             )
+        except ShoalError as error:
+            _release_locals(error)
+            raise
         finally:
             self._loading -= 1
         batcher = Batcher(
             opened.backend,
-            limits=self._limits(version),
+            limits=self._limits(version, device),
+            max_queue_s=self._options.max_queue_s,
             cost=opened.cost,
             slots=self._slots[device],
             executor=self._run_executor,
@@ -202,8 +218,9 @@ class ModelLoader:
             improve=opened.improve,
         )
 
-    def _limits(self, version: ModelVersion) -> BatchLimits:
-        ours, theirs = self._options.limits, version.serving
+    def _limits(self, version: ModelVersion, device: str) -> BatchLimits:
+        options, theirs = self._options, version.serving
+        ours = options.limits if device == CPU else options.cuda_limits
         wait_ms = theirs.max_wait_ms
         # Vectors that depend on their batch mates: each text has none.
         alone = not (version.chosen.batch_invariant or theirs.allow_mixing)
@@ -216,17 +233,60 @@ class ModelLoader:
 
     def _open(self, version: ModelVersion, device: str) -> _Opened:
         """In a thread of the loader's."""
-        graph = _GraphFiles(version)
         cache = self._cache if device == CPU else None
-        verified = self._verify(version, graph, cache)
+        source = self._look_at(version, cache)
         before = self._used_bytes(device)
-        packed = cache.find(graph.key) if cache else None
+        with ThreadPoolExecutor(1, thread_name_prefix="shoal-verify") as beside:
+            verifying = self._verify(source, beside)
+            try:
+                tokenizer, backend, cost = self._open_parts(source, cache, device)
+            finally:
+                # A file that is not what was prepared explains whatever the runtime said.
+                verifying.result()
+        size_bytes = self._measure(version, device, before)
+
+        def improve() -> None:
+            assert isinstance(backend, OnnxModel)  # noqa: S101  (there is a cache for the CPU only)
+            self._improve(backend, source)
+
+        return _Opened(tokenizer, backend, cost, size_bytes, improve if cache else None)
+
+    def _look_at(self, version: ModelVersion, cache: PackedCache | None) -> _Source:
+        key = packed_key(version.files)
+        checked = cache.verified(key) if cache else {}
+        files = Verification(self._registry.repository, version, checked)
+        if not self._options.verify_files:
+            # Nobody compares SHA-256: what was written to counts as another graph.
+            key = packed_key({path: str(seen) for path, seen in files.signatures.items()})
+        return _Source(version, key, files)
+
+    def _verify(self, source: _Source, beside: Executor) -> Future[None]:
+        """Check the graph now and its weights meanwhile."""
+        if not self._options.verify_files:
+            return beside.submit(lambda: None)
+        source.files.check_graph()
+        return beside.submit(source.files.check_weights)
+
+    def _open_parts(
+        self, source: _Source, cache: PackedCache | None, device: str
+    ) -> tuple[TextTokenizer, OnnxModel | BoundModel, CostModel]:
+        version = source.version
+        manifest = version.manifest
+        packed = cache.find(source.key) if cache else None
         try:
             tokenizer = _open_tokenizer(version)
-            backend = self._open_graph(graph, packed, device, tokenizer.pad_id)
-            manifest = version.manifest
             token_id = min(tokenizer.pad_id, manifest.vocabulary_size - 1)
-            cost = warm_up(backend, token_id, manifest.max_tokens)
+            if device == CPU:
+                backend = self._open_graph(version, packed, tokenizer.pad_id)
+                return tokenizer, backend, warm_up(backend, token_id, manifest.max_tokens)
+            bound = self._open_on_gpu(version, device, tokenizer.pad_id)
+            limits = self._limits(version, device)
+            shapes = bound.buckets.all(limits.max_items, limits.max_tokens)
+            return (
+                tokenizer,
+                bound,
+                warm_up_shapes(bound, token_id, shapes, runs_at_once=self._slots[device].count),
+            )
         except ModelLoadFailed as error:
             # Tokenizer and runtime know no names.
             raise type(error)(f"model {version.key}: {error.message}") from error
@@ -235,25 +295,22 @@ class ModelLoader:
             raise ModelLoadFailed(f"model {version.key}: {error.message}") from error
         except MemoryError as error:
             raise AllocationFailed(f"model {version.key}: out of memory") from error
-        size_bytes = self._measure(version, device, before)
 
-        def improve() -> None:
-            self._improve(backend, graph, verified)
+    def _open_on_gpu(self, version: ModelVersion, device: str, pad_id: int) -> BoundModel:
+        return BoundModel.open(
+            version.graph,
+            device=device,
+            cuda=self._options.cuda,
+            pad_id=pad_id,
+            max_tokens=version.manifest.max_tokens,
+            dimensions=version.manifest.dimensions,
+            lanes=self._slots[device].count,
+        )
 
-        return _Opened(tokenizer, backend, cost, size_bytes, improve if cache else None)
-
-    def _open_graph(
-        self, graph: _GraphFiles, packed: Path | None, device: str, pad_id: int
-    ) -> OnnxModel:
+    def _open_graph(self, version: ModelVersion, packed: Path | None, pad_id: int) -> OnnxModel:
         def open_(path: Path) -> OnnxModel:
-            return OnnxModel.open(
-                path,
-                device=device,
-                threads=self._options.intra_op_threads,
-                cuda=self._options.cuda,
-                pad_id=pad_id,
-                packed=path is packed,
-            )
+            threads = self._options.intra_op_threads
+            return OnnxModel.open(path, threads=threads, pad_id=pad_id, packed=path is packed)
 
         if packed is not None:
             try:
@@ -262,45 +319,22 @@ class ModelLoader:
                 raise
             except ModelLoadFailed as error:
                 # Another load, or another server, may have trimmed it just now.
-                log.warning("packed_graph_unusable", model=graph.model, error=error.message)
-        return open_(graph.path)
+                log.warning("packed_graph_unusable", model=str(version.key), error=error.message)
+        return open_(version.graph)
 
-    def _verify(
-        self, version: ModelVersion, graph: _GraphFiles, cache: PackedCache | None
-    ) -> dict[str, Signature]:
-        """Check every file's SHA-256, unless it was and no file was touched since.
-
-        Returns:
-            The files that are known to be what was prepared, by path, as they were then.
-        """
-        if not self._options.verify_files:
-            return {}
-        files = [version.folder / name for name in version.files]
-        now: dict[str, Signature] = {}
-        with suppress(OSError):
-            # Before they are read: what is written to meanwhile is checked the next time.
-            now = {str(path): signature(path) for path in files}
-            if cache is not None and now.items() <= cache.verified(graph.key).items():
-                return now
-        key = version.key
-        self._registry.repository.verify_files(key.name, key.version, version.files)
-        return now
-
-    def _improve(
-        self, backend: OnnxModel, graph: _GraphFiles, verified: dict[str, Signature]
-    ) -> None:
+    def _improve(self, backend: OnnxModel, source: _Source) -> None:
         """Pack the graph where that was not done before, and go over to it."""
         assert self._cache is not None  # noqa: S101
+        model = str(source.version.key)
+        verified = source.files.checked() if self._options.verify_files else {}
         try:
-            packed = self._cache.find(graph.key)
+            packed = self._cache.find(source.key)
             if packed is None:
-                packed = self._cache.make(
-                    graph.key, verified, lambda target: _save_verified(graph, verified, target)
-                )
+                packed = self._cache.make(source.key, verified, source.save_packed)
             else:
-                self._cache.note_verified(graph.key, verified)
+                self._cache.note_verified(source.key, verified)
             if packed is None:
-                log.info("packed_cache_unwritable", model=graph.model)
+                log.info("packed_cache_unwritable", model=model)
                 return
             backend.adopt(
                 packed,
@@ -310,7 +344,7 @@ class ModelLoader:
             return_free_memory()
         except Exception:
             # The model serves as it is; only the gain is lost.
-            log.exception("packing_failed", model=graph.model)
+            log.exception("packing_failed", model=model)
 
     def _measure(self, version: ModelVersion, device: str, before: int | None) -> int:
         """What the session really takes, where that can be told.
@@ -330,20 +364,34 @@ class ModelLoader:
         return memory.total_bytes - memory.free_bytes if memory else None
 
 
-class _GraphFiles:
-    """The graph of a version, and the key of its packed form."""
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """What one load reads."""
 
-    def __init__(self, version: ModelVersion) -> None:
-        self.model = str(version.key)
-        self.path = version.graph
-        self.key = packed_key(version.files)
+    version: ModelVersion
+    key: str
+    """Of the graph's packed form."""
+    files: Verification
+
+    def save_packed(self, target: Path) -> None:
+        """Pack the graph, unless it was written to since it was verified."""
+        graph = self.version.graph
+        manifest = self.version.manifest
+        save_packed(
+            graph,
+            target,
+            vocabulary_size=manifest.vocabulary_size,
+            max_tokens=manifest.max_tokens,
+        )
+        if not self.files.still_holds():
+            raise OSError(f"{graph.name} was changed while it was packed")
 
 
-def _save_verified(graph: _GraphFiles, verified: dict[str, Signature], target: Path) -> None:
-    """Pack the graph, unless it was written to since it was verified."""
-    save_packed(graph.path, target)
-    if any(signature(Path(path)) != then for path, then in verified.items()):
-        raise OSError(f"{graph.path.name} was changed while it was packed")
+def _release_locals(error: BaseException | None) -> None:
+    """A failure is remembered, and with its traceback whatever was opened before it."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
 
 
 def _open_tokenizer(version: ModelVersion) -> TextTokenizer:
@@ -352,20 +400,3 @@ def _open_tokenizer(version: ModelVersion) -> TextTokenizer:
         return TextTokenizer.open(version.folder / TOKENIZER_FILE, manifest.max_tokens)
     except ValueError as error:
         raise ModelLoadFailed(str(error)) from error
-
-
-def warm_up(backend: Backend, token_id: int, max_tokens: int) -> CostModel:
-    """Run once so that the first caller does not pay for it, then learn the cost of runs.
-
-    Args:
-        backend: Freshly opened.
-        token_id: A valid one.
-        max_tokens: The model's maximum.
-    """
-    samples: list[RunSample] = []
-    for items, length in _WARM_UP:
-        length = min(length, max_tokens)
-        sequences: Sequence[Sequence[int]] = [[token_id] * length] * items
-        result = backend.run(sequences, [False] * items)
-        samples.append(RunSample(items, length, result.seconds))
-    return CostModel(samples[1:])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import hashlib
+import re
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,10 +18,12 @@ from shoal_server.batching.policy import BatchLimits
 from shoal_server.batching.slots import Slots
 from shoal_server.core import ModelKey
 from shoal_server.errors import ModelFileCorrupt, ModelLoadFailed, Unavailable
-from shoal_server.inference.onnx_model import CudaOptions
+from shoal_server.inference.cuda import CudaOptions
+from shoal_server.inference.onnx_model import OnnxModel
 from shoal_server.inference.packed import PackedCache
 from shoal_server.loading import LoadedModel, LoadOptions, ModelLoader
-from shoal_server.registry.manifest import GRAPH_FILE
+from shoal_server.registry import verification
+from shoal_server.registry.manifest import GRAPH_FILE, TOKENIZER_FILE, VERSION_FILE
 from shoal_server.registry.registry import Registry
 from shoal_server.registry.repository import ModelRepository
 from shoal_server.residency.probes import Gpus
@@ -37,17 +42,27 @@ class Loading:
         self._loaded: list[LoadedModel] = []
         self._executor = ThreadPoolExecutor(2)
 
-    async def __call__(self, model: TinyModel, *, cache: bool = False) -> LoadedModel:
+    async def __call__(
+        self,
+        model: TinyModel,
+        *,
+        cache: bool = False,
+        verify_files: bool = True,
+        lent: bool = True,
+    ) -> LoadedModel:
+        """Load, and lend it once unless `lent` is off: then it is improved, too."""
         registry = Registry(ModelRepository(model.root), model.name)
         loader = ModelLoader(
             registry,
             options=LoadOptions(
                 intra_op_threads=1,
                 wide_threads=1,
-                verify_files=True,
+                verify_files=verify_files,
                 cuda=CUDA,
                 limits=LIMITS,
+                cuda_limits=LIMITS,
                 priority_head_start_s=0.5,
+                max_queue_s=30.0,
             ),
             slots={"cpu": Slots(1)},
             run_executor=self._executor,
@@ -58,8 +73,11 @@ class Loading:
         )
         key = (await registry.resolve(model.name)).key
         assert loader.predict_bytes(key, "cpu") > loader.predict_bytes(key, "cuda:0") > 0
-        self._loaded.append(await loader.load(key, "cpu"))
-        return self._loaded[-1]
+        loaded = await loader.load(key, "cpu")
+        self._loaded.append(loaded)
+        if lent:
+            loaded.lease_ended()
+        return loaded
 
     async def close(self) -> None:
         while self._loaded:
@@ -191,19 +209,116 @@ async def test_a_graph_that_can_not_run_does_not_load(load: Loading, root: Path)
     assert str(root) not in raised.value.message
 
 
-async def test_a_changed_byte_is_noticed_though_a_packed_form_is_there(
-    load: Loading, root: Path
-) -> None:
-    """The cache saves the check only while no file was touched."""
-    tiny = make_tiny_model(root)
-    await load(tiny, cache=True)
-    await load.close()  # by now it is packed
-    path = tiny.folder / GRAPH_FILE
+def flip_a_byte(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    with pytest.raises(ModelFileCorrupt, match=r"model\.onnx"):
+
+
+def add_weights(tiny: TinyModel) -> Path:
+    """A file that the manifest vouches for and the runtime does not look at."""
+    weights = tiny.folder / f"{GRAPH_FILE}.data"
+    weights.write_bytes(b"weights" * 1000)
+    with (tiny.folder / VERSION_FILE).open("a") as manifest:  # ends with the table of files
+        digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+        manifest.write(f'"{weights.name}" = "{digest}"\n')
+    return weights
+
+
+@pytest.mark.parametrize("file", [GRAPH_FILE, f"{GRAPH_FILE}.data", TOKENIZER_FILE])
+@pytest.mark.parametrize("settled", [False, True])
+async def test_a_changed_byte_is_noticed_though_a_packed_form_is_there(
+    load: Loading, root: Path, file: str, settled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cache saves the check only while no file was touched, at this load and at later ones."""
+    if settled:  # as if the files had been written a while ago
+        monkeypatch.setattr(verification, "_TICK_NS", 0)
+    tiny = make_tiny_model(root)
+    add_weights(tiny)
+    for _ in range(2):
         await load(tiny, cache=True)
+        await load.close()  # by now it is packed
+    flip_a_byte(tiny.folder / file)
+    for _ in range(2):
+        with pytest.raises(ModelFileCorrupt, match=re.escape(file)):
+            await load(tiny, cache=True)
+    flip_a_byte(tiny.folder / file)
+    await load(tiny, cache=True)
+
+
+async def test_damaged_weights_explain_what_the_runtime_says_of_them(
+    load: Loading, root: Path
+) -> None:
+    """They are checked while they are opened: whichever fails first, the file is named."""
+    tiny = make_tiny_model(root, replaced={GRAPH_FILE: b"no graph"})
+    flip_a_byte(add_weights(tiny))
+    with pytest.raises(ModelFileCorrupt, match=rf"{GRAPH_FILE}\.data is not the file"):
+        await load(tiny)
+
+
+async def test_a_failed_load_leaves_nothing_in_memory(load: Loading, root: Path) -> None:
+    """Though its error is remembered: what was opened before it is not."""
+    tiny = make_tiny_model(root)
+    flip_a_byte(add_weights(tiny))
+    before = len(open_models())
+    with pytest.raises(ModelFileCorrupt) as raised:
+        await load(tiny)
+    assert (len(open_models()), raised.value.reason) == (before, "MODEL_FILE_CORRUPT")
+
+
+def open_models() -> list[OnnxModel]:
+    gc.collect()
+    return [each for each in gc.get_objects() if isinstance(each, OnnxModel)]
+
+
+async def test_without_verification_a_changed_graph_is_another_one(
+    load: Loading, root: Path
+) -> None:
+    """Its manifest still has the old SHA-256, which must not find the old packed form."""
+    tiny = make_tiny_model(root)
+    other = make_tiny_model(root, "other", seed=1)
+    await load(tiny, cache=True, verify_files=False)
+    await load.close()  # by now it is packed
+    (tiny.folder / GRAPH_FILE).write_bytes((other.folder / GRAPH_FILE).read_bytes())
+    for _ in range(2):  # the second time from the cache
+        model = await load(tiny, cache=True, verify_files=False)
+        np.testing.assert_allclose(await vector(model, "red"), other.vector("red"), atol=1e-6)
+        await load.close()
+
+
+async def test_what_was_packed_unverified_is_not_used_verified(load: Loading, root: Path) -> None:
+    """A graph may have been changed, packed, and put right again."""
+    tiny = make_tiny_model(root)
+    graph = tiny.folder / GRAPH_FILE
+    right = graph.read_bytes()
+    graph.write_bytes((make_tiny_model(root, "other", seed=1).folder / GRAPH_FILE).read_bytes())
+    await load(tiny, cache=True, verify_files=False)
+    await load.close()  # by now it is packed
+    graph.write_bytes(right)
+    model = await load(tiny, cache=True)
+    np.testing.assert_allclose(await vector(model, "red"), tiny.vector("red"), atol=1e-6)
+
+
+async def test_nothing_is_packed_before_somebody_has_had_an_answer(
+    load: Loading, root: Path, tmp_path: Path
+) -> None:
+    """It would take the CPU from the request that the model was loaded for."""
+    model = await load(make_tiny_model(root), cache=True, lent=False)
+    await vector(model, "red")
+    await load.close()
+    assert not (tmp_path / "packed").exists()
+
+
+async def test_a_model_is_packed_once_however_often_it_is_lent(
+    load: Loading, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the first lease."""
+    made = []
+    monkeypatch.setattr(PackedCache, "make", lambda self, key, *_: made.append(key))
+    model = await load(make_tiny_model(root), cache=True)
+    model.lease_ended()
+    await load.close()
+    assert len(made) == 1
 
 
 async def test_an_aborted_model_takes_nothing_new(load: Loading, root: Path) -> None:
@@ -218,16 +333,20 @@ async def test_copies_of_a_model_share_one_packed_form(
     load: Loading, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is made once, and neither copy makes the other's files look unchecked."""
-    made, verified = [], []
+    monkeypatch.setattr(verification, "_TICK_NS", 0)  # as if written a while ago
+    made: list[str] = []
+    verified: list[str] = []
     make, verify = PackedCache.make, ModelRepository.verify_files
 
     def watched_make(self: PackedCache, key: str, *args: Any) -> Path | None:
         made.append(key)
         return make(self, key, *args)
 
-    def watched_verify(self: ModelRepository, name: str, *args: Any) -> None:
-        verified.append(name)
-        verify(self, name, *args)
+    def watched_verify(
+        self: ModelRepository, name: str, version: str, files: Mapping[str, str]
+    ) -> None:
+        verified.extend(name for _ in files)
+        verify(self, name, version, files)
 
     monkeypatch.setattr(PackedCache, "make", watched_make)
     monkeypatch.setattr(ModelRepository, "verify_files", watched_verify)
@@ -236,7 +355,7 @@ async def test_copies_of_a_model_share_one_packed_form(
         await load(tiny, cache=True)
         await load.close()
     assert len(made) == 1
-    assert verified == ["one", "two"]
+    assert verified == ["one", "one", "two", "two"]  # each has two files
 
 
 async def test_a_packed_form_that_is_gone_when_it_is_opened_fails_no_load(

@@ -7,8 +7,9 @@ the runtime, so both are part of the key; nothing is read under another key.
 
     <root>/<key>/graph.onnx      optimised graph
     <root>/<key>/graph.weights   packed weights, mapped
-    <root>/<key>/seal.json       checksum of both, and which source files were verified,
-                                 by path: copies of a model share the entry
+    <root>/<key>/seal.json       checksum of both; which source files were verified, by
+                                 path (copies of a model share the entry); and the
+                                 signatures of both when the checksum was last right
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import os
 import platform
 import secrets
 import shutil
+import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -27,36 +29,25 @@ from pathlib import Path
 import onnxruntime as ort
 
 from shoal_server.registry.scratch import scratch_folder
+from shoal_server.registry.verification import Signature, is_settled, signature
 
 GRAPH = "graph.onnx"
 WEIGHTS = "graph.weights"
 SEAL = "seal.json"
 
 _CHUNK_BYTES = 1 << 20
-# Smaller tensors stay in the graph.
-_EXTERNAL_MIN_BYTES = 1024
-
-# Of a file: device, inode, size, times of the last change of content and of inode.
-Signature = list[int]
-
-
-def signature(path: Path) -> Signature:
-    """What changes whenever a file is written to, also when its times are set back.
-
-    Raises:
-        OSError: It can not be looked at.
-    """
-    stat = path.stat()
-    return [stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+# Of what `packing` makes; what an older one made is not read.
+_FORM = "2"
 
 
 def packed_key(files: Mapping[str, str]) -> str:
     """Name of the packed form of a graph on this CPU with this runtime.
 
     Args:
-        files: SHA-256 of the graph and its weights, by name.
+        files: SHA-256, or whatever else tells contents apart, of the graph and its
+            weights, by name.
     """
-    parts = [ort.__version__, *_cpu_features(), *(f"{n}={files[n]}" for n in sorted(files))]
+    parts = [_FORM, ort.__version__, *_cpu_features(), *(f"{n}={files[n]}" for n in sorted(files))]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
@@ -77,15 +68,17 @@ class PackedCache:
     A cache that can not be written to (a read-only mount) is empty, not an error.
     """
 
-    def __init__(self, root: Path, max_bytes: int) -> None:
+    def __init__(self, root: Path, max_bytes: int, *, trust_signatures: bool = True) -> None:
         """Use `root`, made when first written to.
 
         Args:
             root: The cache's folder.
             max_bytes: What all entries together may take; the least recently used go.
+            trust_signatures: Do not read again what was checked and not written to since.
         """
         self._root = root
         self._max_bytes = max_bytes
+        self._trust_signatures = trust_signatures
 
     def find(self, key: str) -> Path | None:
         """The packed graph under `key`; None when there is none, or it was damaged."""
@@ -94,7 +87,7 @@ class PackedCache:
         if seal is None:
             return None
         try:
-            whole = seal.get("checksum") == _checksum(folder)
+            whole = self._is_whole(folder, seal)
         except OSError:
             whole = False
         if not whole:
@@ -104,26 +97,28 @@ class PackedCache:
             os.utime(folder)  # recently used
         return folder / GRAPH
 
+    def _is_whole(self, folder: Path, seal: Mapping[str, object]) -> bool:
+        at_ns = time.time_ns()
+        seen = {path.name: signature(path) for path in _parts(folder)}
+        if self._trust_signatures and seal.get("seen") == seen:
+            return True
+        if seal.get("checksum") != _checksum(folder):
+            return False
+        if all(is_settled(each, at_ns) for each in seen.values()):
+            _replace_seal(folder, {**seal, "seen": seen})
+        return True
+
     def verified(self, key: str) -> dict[str, Signature]:
         """Source files that were verified, by path, as they were then."""
         seal = _read_seal(self._root / key)
-        found = seal.get("verified") if seal else None
-        return found if isinstance(found, dict) else {}
+        return _verified(seal) if seal and self._trust_signatures else {}
 
     def note_verified(self, key: str, verified: Mapping[str, Signature]) -> None:
         """Remember with the entry of `key` that these source files were verified too."""
         folder = self._root / key
-        known = self.verified(key)
         seal = _read_seal(folder)
-        if seal is None or verified.items() <= known.items():
-            return
-        fresh = folder / f"{SEAL}.{secrets.token_hex(4)}"
-        try:
-            _write_seal(fresh, {**seal, "verified": {**known, **verified}})
-            fresh.rename(folder / SEAL)
-        except OSError:  # read-only, or trimmed just now: they are checked again next time
-            with contextlib.suppress(OSError):
-                fresh.unlink()
+        if seal is not None and not verified.items() <= _verified(seal).items():
+            _replace_seal(folder, {**seal, "verified": {**_verified(seal), **verified}})
 
     def make(
         self, key: str, verified: Mapping[str, Signature], save: Callable[[Path], None]
@@ -145,8 +140,11 @@ class PackedCache:
                 save(folder / GRAPH)
                 seal = {"checksum": _checksum(folder), "verified": dict(verified)}
                 _write_seal(folder / SEAL, seal)
-                shutil.rmtree(self._root / key, ignore_errors=True)
-                folder.rename(self._root / key)
+                if self.find(key) is None:
+                    shutil.rmtree(self._root / key, ignore_errors=True)
+                    folder.rename(self._root / key)
+                else:  # a copy of the model was faster, and uses it
+                    self.note_verified(key, verified)
         except OSError:
             return None
         self._trim(keep=key)
@@ -164,29 +162,6 @@ class PackedCache:
                     shutil.rmtree(entry, ignore_errors=True)
 
 
-def save_packed(source: Path, target: Path) -> None:
-    """Write the packed form of `source`, and its weights beside it.
-
-    Args:
-        source: A graph.
-        target: Where its packed form goes; `WEIGHTS` lies beside it.
-    """
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4  # it warns that the form depends on the CPU: we know
-    options.optimized_model_filepath = str(target)
-    for name, value in (
-        ("session.optimized_model_external_initializers_file_name", WEIGHTS),
-        (
-            "session.optimized_model_external_initializers_min_size_in_bytes",
-            str(_EXTERNAL_MIN_BYTES),
-        ),
-        ("session.save_external_prepacked_constant_initializers", "1"),
-    ):
-        options.add_session_config_entry(name, value)
-    ort.InferenceSession(source, sess_options=options, providers=["CPUExecutionProvider"])
-
-
 def _read_seal(folder: Path) -> dict[str, object] | None:
     try:
         seal = json.loads((folder / SEAL).read_text(encoding="ascii"))
@@ -195,17 +170,35 @@ def _read_seal(folder: Path) -> dict[str, object] | None:
     return seal if isinstance(seal, dict) else None
 
 
+def _verified(seal: Mapping[str, object]) -> dict[str, Signature]:
+    found = seal.get("verified")
+    return found if isinstance(found, dict) else {}
+
+
 def _write_seal(path: Path, seal: Mapping[str, object]) -> None:
     path.write_text(json.dumps(seal), encoding="ascii")
+
+
+def _replace_seal(folder: Path, seal: Mapping[str, object]) -> None:
+    fresh = folder / f"{SEAL}.{secrets.token_hex(4)}"
+    try:
+        _write_seal(fresh, seal)
+        fresh.rename(folder / SEAL)
+    except OSError:  # read-only, or trimmed just now: all is checked again next time
+        with contextlib.suppress(OSError):
+            fresh.unlink()
+
+
+def _parts(folder: Path) -> list[Path]:
+    """The graph and its weights, if it has any: every tensor may be small."""
+    graph, weights = folder / GRAPH, folder / WEIGHTS
+    return [graph, weights] if weights.exists() else [graph]
 
 
 def _checksum(folder: Path) -> int:
     """CRC-32 of graph and weights: tells damage, at several times a SHA's speed."""
     value = 0
-    for name in (GRAPH, WEIGHTS):
-        path = folder / name
-        if name == WEIGHTS and not path.exists():
-            continue  # every tensor was small
+    for path in _parts(folder):
         with path.open("rb") as file:
             while chunk := file.read(_CHUNK_BYTES):
                 value = zlib.crc32(chunk, value)

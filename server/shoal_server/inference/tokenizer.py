@@ -31,12 +31,10 @@ class TextTokenizer:
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, max_tokens: int) -> None:
         self._max_tokens = max_tokens
+        self._special_tokens = tokenizer.num_special_tokens_to_add(is_pair=False)
         tokenizer.no_padding()
-        tokenizer.no_truncation()
-        # Two, since truncation is a state of the tokenizer, not of the call.
-        self._whole = tokenizers.Tokenizer.from_str(tokenizer.to_str())
         tokenizer.enable_truncation(max_tokens)
-        self._cut = tokenizer
+        self._tokenizer = tokenizer
 
     @classmethod
     def open(cls, path: Path, max_tokens: int) -> TextTokenizer:
@@ -60,7 +58,7 @@ class TextTokenizer:
     def pad_id(self) -> int:
         """What stands in padded places: the model's own padding token where it has one."""
         for token in ("[PAD]", "<pad>", "<|endoftext|>"):
-            token_id = self._cut.token_to_id(token)
+            token_id = self._tokenizer.token_to_id(token)
             if token_id is not None:
                 return token_id
         return 0
@@ -80,38 +78,37 @@ class TextTokenizer:
                 refuses it; names the text.
         """
         prepared = [prompt + text for text in texts] if prompt else list(texts)
-        encodings = self._encode(self._cut, prepared)
+        encoded = self._encode(prepared)
         if not truncate:
-            self._refuse_long(prepared, encodings)
-        return encodings
+            self._refuse_long(encoded)
+        return [Encoding(each.ids, truncated=bool(each.overflowing)) for each in encoded]
 
     def strings(self, ids: Sequence[int]) -> list[str]:
         """The vocabulary's string of each id."""
-        return [self._cut.id_to_token(token_id) or "" for token_id in ids]
+        return [self._tokenizer.id_to_token(token_id) or "" for token_id in ids]
 
-    def _encode(self, tokenizer: tokenizers.Tokenizer, texts: list[str]) -> list[Encoding]:
+    def _encode(self, texts: list[str]) -> list[tokenizers.Encoding]:
         try:
             # Also for one text: `encode` holds the GIL, and with it the event loop, for
             # a second when the text has a megabyte.
-            encoded = tokenizer.encode_batch_fast(texts)
+            return self._tokenizer.encode_batch_fast(texts)
         except Exception as error:  # tokenizers raises bare Exception
-            raise self._name_culprit(tokenizer, texts) from error
-        return [Encoding(each.ids, truncated=bool(each.overflowing)) for each in encoded]
+            raise self._name_culprit(texts) from error
 
-    @staticmethod
-    def _name_culprit(tokenizer: tokenizers.Tokenizer, texts: list[str]) -> InvalidInput:
+    def _name_culprit(self, texts: list[str]) -> InvalidInput:
         for index, text in enumerate(texts):
             try:
-                tokenizer.encode_batch_fast([text])
+                self._tokenizer.encode_batch_fast([text])
             except Exception:  # tokenizers raises bare Exception
                 return InvalidInput(f"texts[{index}]", "can not be tokenized")
         return InvalidInput("texts", "can not be tokenized together")
 
-    def _refuse_long(self, prepared: list[str], encodings: list[Encoding]) -> None:
-        for index, encoding in enumerate(encodings):
-            if encoding.truncated:
-                (whole,) = self._whole.encode_batch_fast([prepared[index]])
-                length = len(whole.ids)
+    def _refuse_long(self, encoded: list[tokenizers.Encoding]) -> None:
+        for index, each in enumerate(encoded):
+            if each.overflowing:
+                # What was cut off comes in pieces, each with special tokens of its own.
+                cut = sum(len(piece.ids) - self._special_tokens for piece in each.overflowing)
+                length = len(each.ids) + cut
                 raise InvalidInput(
                     f"texts[{index}]",
                     f"{length} tokens, the model takes {self._max_tokens} (truncate is off)",

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import get_args
 
@@ -233,19 +233,36 @@ class ModelRepository:
             ModelNotFound: There is no such version.
             ModelFileCorrupt: A file is missing, unreadable or not what was prepared.
         """
+        self.look_for_files(name, version, files)
         folder = self.version_folder(name, version)
         for file_name, expected in files.items():
-            path = folder / file_name
-            if not self._is_inside(path) or not path.is_file():
-                raise _corrupt(name, version, file_name, f"{file_name} is missing")
             try:
-                actual = sha256_of(path)
+                actual = sha256_of(folder / file_name)
             except OSError as error:
                 what = _plainly(error, file_name)
                 raise _corrupt(name, version, file_name, what) from error
             if actual != expected:
                 what = f"{file_name} is not the file that was prepared (its SHA-256 differs)"
                 raise _corrupt(name, version, file_name, what)
+
+    def look_for_files(self, name: str, version: str, files: Iterable[str]) -> None:
+        """Check that some of a version's files are there; nothing is read.
+
+        Args:
+            name: Of the model.
+            version: Of its files.
+            files: Paths below the version's folder.
+
+        Raises:
+            InvalidInput: `name` or `version` is not a name.
+            ModelNotFound: There is no such version.
+            ModelFileCorrupt: A file is missing, or a link that leaves the repository.
+        """
+        folder = self.version_folder(name, version)
+        for file_name in files:
+            path = folder / file_name
+            if not self._is_inside(path) or not path.is_file():
+                raise _corrupt(name, version, file_name, f"{file_name} is missing")
 
     def size_bytes(self, name: str, version: str) -> int:
         """Bytes on disk of a version's files, variants apart.

@@ -179,6 +179,8 @@ class SessionPool(Generic[S]):
     def _release(self, resident: Resident[S]) -> None:
         resident.leases -= 1
         resident.last_used_s = self._clock()
+        if resident.state is State.READY and resident.session is not None:
+            resident.session.lease_ended()
         if resident.leases == 0:
             resident.unused.set()
             self._room_changed.set()

@@ -19,6 +19,9 @@ class Session(Protocol):
     def size_bytes(self) -> int:
         """Measured once loaded."""
 
+    def lease_ended(self) -> None:
+        """One that borrowed it is done, and it stays: what can wait for that may begin."""
+
     async def close(self) -> None:
         """Free the memory; returns when it is free. Nobody holds a lease."""
 

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import onnxruntime
 import pytest
 
 from shoal_server.inference import packed
-from shoal_server.inference.onnx_model import CudaOptions, OnnxModel
 from shoal_server.inference.packed import (
     GRAPH,
     SEAL,
     WEIGHTS,
     PackedCache,
     packed_key,
-    save_packed,
-    signature,
 )
-from tests.tiny_model import make_tiny_model
+from shoal_server.registry import verification
 
 MIB = 1 << 20
-CUDA = CudaOptions(None, "kSameAsRequested", "HEURISTIC", tf32=False)
 
 
 def saving(graph: bytes = b"graph", weights: bytes | None = b"weights") -> Callable[[Path], None]:
@@ -76,6 +72,20 @@ def test_an_entry_appears_whole(cache: PackedCache) -> None:
     assert contents(cache) == ["k"]
 
 
+def test_an_entry_that_is_there_is_left_alone(cache: PackedCache) -> None:
+    """Two copies of a model may make it at once: who was second must not pull it away."""
+
+    def save(target: Path) -> None:
+        cache.make("k", {"one": [1]}, saving(b"first"))
+        saving(b"second")(target)
+
+    made = cache.make("k", {"other": [2]}, save)
+    assert made is not None
+    assert made.read_bytes() == b"first"
+    assert contents(cache) == ["k"]
+    assert cache.verified("k") == {"one": [1], "other": [2]}
+
+
 def test_a_failed_attempt_leaves_nothing(cache: PackedCache) -> None:
     """A full disk is no entry; whatever the runtime raises is the caller's to see."""
 
@@ -91,16 +101,6 @@ def test_a_failed_attempt_leaves_nothing(cache: PackedCache) -> None:
     with pytest.raises(RuntimeError, match="no such kernel"):
         cache.make("k", {}, refused)
     assert contents(cache) == []
-
-
-def test_making_again_takes_the_place_of_the_old(cache: PackedCache) -> None:
-    """The source was touched: the new form counts."""
-    cache.make("k", {"f": [1]}, saving(b"old"))
-    cache.make("k", {"f": [2]}, saving(b"new"))
-    found = cache.find("k")
-    assert found is not None
-    assert found.read_bytes() == b"new"
-    assert cache.verified("k") == {"f": [2]}
 
 
 def test_what_is_verified_later_is_noted_too(cache: PackedCache) -> None:
@@ -130,6 +130,53 @@ def test_a_damaged_entry_is_none(cache: PackedCache, name: str, harm: str) -> No
         path.unlink()
     assert cache.find("k") is None
     assert contents(cache) == []
+
+
+def falsify(made: Path) -> None:
+    """Let the checksum be another one: whoever reads the entry now finds it damaged."""
+    seal = made.parent / SEAL
+    seal.write_text(json.dumps({**json.loads(seal.read_text()), "checksum": -1}))
+
+
+@pytest.fixture
+def no_tick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the files had been made a while ago."""
+    monkeypatch.setattr(verification, "_TICK_NS", 0)
+
+
+@pytest.mark.usefixtures("no_tick")
+def test_an_entry_that_was_whole_and_is_untouched_is_not_read_again(cache: PackedCache) -> None:
+    """Its files have the signatures that they had when their checksum was right."""
+    made = cache.make("k", {}, saving())
+    assert made is not None
+    assert cache.find("k") == made
+    falsify(made)
+    assert cache.find("k") == made
+    os.utime(made.parent / WEIGHTS, (0, 0))
+    assert cache.find("k") is None
+
+
+def test_an_entry_that_was_just_made_is_read_again(cache: PackedCache) -> None:
+    """Files may be changed twice in one tick of their clock."""
+    made = cache.make("k", {}, saving())
+    assert made is not None
+    assert cache.find("k") == made
+    falsify(made)
+    assert cache.find("k") is None
+
+
+@pytest.mark.usefixtures("no_tick")
+def test_where_signatures_are_not_trusted_an_entry_is_always_read(tmp_path: Path) -> None:
+    """What another process noted is not believed either, and stays for those who do."""
+    trusting = PackedCache(tmp_path, 10 * MIB)
+    made = trusting.make("k", {"f": [1]}, saving())
+    assert made is not None
+    assert trusting.find("k") == made
+    wary = PackedCache(tmp_path, 10 * MIB, trust_signatures=False)
+    wary.note_verified("k", {"g": [2]})
+    assert (wary.verified("k"), trusting.verified("k")) == ({}, {"f": [1], "g": [2]})
+    falsify(made)
+    assert wary.find("k") is None
 
 
 @pytest.mark.parametrize("seal", [None, b"", b"[]", b"{}", b"\xff", b'{"checksum": "x"}'])
@@ -188,32 +235,3 @@ def test_the_key_tells_graphs_runtimes_and_machines_apart(
         patch.setattr(packed, "_cpu_features", lambda: ["another"])
         others.add(packed_key(files))
     assert len(others | {key}) == 5
-
-
-def test_a_signature_changes_with_the_file(tmp_path: Path) -> None:
-    """Also when a change keeps the size and sets the times back."""
-    path = tmp_path / "file"
-    path.write_bytes(b"one")
-    before, stat = signature(path), path.stat()
-    assert signature(path) == before
-    while path.stat().st_ctime_ns == stat.st_ctime_ns:  # the clock of files ticks in milliseconds
-        path.write_bytes(b"two")
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert signature(path) != before
-
-
-def test_the_packed_form_gives_the_same_bits(tmp_path: Path) -> None:
-    """Packing is another form of the same model, narrow and wide."""
-    tiny = make_tiny_model(tmp_path / "models")
-    source = tiny.folder / "model.onnx"
-    folder = tmp_path / "packed"
-    folder.mkdir()
-    save_packed(source, folder / GRAPH)
-    sequences, pooled = [[4], [5, 6, 7], [8, 9]], [False, True, False]
-    model = OnnxModel.open(source, device="cpu", threads=1, cuda=CUDA, pad_id=0)
-    plain = np.stack([np.asarray(row) for row in model.run(sequences, pooled).rows])
-    model.adopt(folder / GRAPH, threads=1, wide_threads=2)
-    assert model.wide_speedup >= 1
-    for wide in (False, True):
-        rows = model.run(sequences, pooled, wide=wide).rows
-        assert np.stack([np.asarray(row) for row in rows]).tobytes() == plain.tobytes()

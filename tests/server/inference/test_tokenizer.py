@@ -87,6 +87,43 @@ def test_without_truncation_a_long_text_is_refused(tokenizer: TextTokenizer) -> 
     assert raised.value.metadata == {"limit": "6", "value": "9"}
 
 
+SPECIAL = [("[CLS]", CLS), ("[SEP]", SEP)]
+POST_PROCESSORS = {
+    "a template": None,
+    "bert": processors.BertProcessing(("[SEP]", SEP), ("[CLS]", CLS)),
+    "roberta": processors.RobertaProcessing(("[SEP]", SEP), ("[CLS]", CLS)),
+    "an end only": processors.TemplateProcessing(single="$A [SEP]", special_tokens=SPECIAL),
+    "several": processors.Sequence(
+        [
+            processors.ByteLevel(trim_offsets=False),
+            processors.TemplateProcessing(single="[CLS] $A [SEP] [SEP]", special_tokens=SPECIAL),
+        ]
+    ),
+}
+
+
+@pytest.mark.parametrize("special", POST_PROCESSORS)
+@pytest.mark.parametrize("max_tokens", [3, 4, 6])
+def test_the_length_told_is_the_whole_texts(special: str, max_tokens: int, tmp_path: Path) -> None:
+    """Whatever special tokens the model's family has, and however often the text is too long."""
+    path = write_tokenizer(tmp_path)
+    plain = tokenizers.Tokenizer.from_file(str(path))
+    plain.no_padding()
+    plain.no_truncation()
+    if POST_PROCESSORS[special] is not None:  # None: the file's own
+        plain.post_processor = POST_PROCESSORS[special]
+    plain.save(str(path))
+    tokenizer = open_tokenizer(path, max_tokens=max_tokens)
+    for words in range(20):
+        text = " ".join("abcd"[at % 4] for at in range(words))
+        length = len(plain.encode(text).ids)
+        if length <= max_tokens:
+            assert len(tokenizer.encode([text], truncate=False)[0].ids) == length
+        else:
+            with pytest.raises(InvalidInput, match=f"^.*: {length} tokens"):
+                tokenizer.encode([text], truncate=False)
+
+
 def test_without_truncation_what_fits_is_not_refused(tokenizer: TextTokenizer) -> None:
     """A text of exactly the maximum is not cut, hence not refused."""
     assert tokenizer.encode(["a b c d"], truncate=False) == tokenizer.encode(["a b c d"])

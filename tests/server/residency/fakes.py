@@ -46,6 +46,7 @@ class FakeSession:
         self.key = key
         self.size_bytes = size_bytes
         self.aborted: Unavailable | None = None
+        self.leases_ended = 0
         self.closing = self.closed = False
         self._loader = loader
 
@@ -61,6 +62,10 @@ class FakeSession:
 
     def abort(self, reason: Unavailable) -> None:
         self.aborted = reason
+
+    def lease_ended(self) -> None:
+        assert not self.closing
+        self.leases_ended += 1
 
 
 class FakeLoader:

@@ -37,6 +37,28 @@ async def test_a_cold_model_is_loaded_once_for_all_who_wait(make_bench: MakeBenc
     assert bench.loader.loads == [A]
 
 
+async def test_a_session_is_told_when_a_lease_ends(make_bench: MakeBench) -> None:
+    """Once for each that is given back, so that it can begin what nobody had to wait for."""
+    bench = make_bench()
+    first, second = await bench.acquire(A), await bench.acquire(A)
+    told = [bench.loader.sessions[0].leases_ended]
+    for lease in (first, first, second):
+        lease.release()
+        told.append(bench.loader.sessions[0].leases_ended)
+    assert told == [0, 1, 1, 2]
+
+
+async def test_a_session_that_leaves_begins_nothing(make_bench: MakeBench) -> None:
+    """Its unloading would have to wait for that."""
+    bench = make_bench()
+    lease = await bench.acquire(A)
+    unloading = asyncio.ensure_future(bench.pool.unload(A))
+    await settle()
+    lease.release()
+    await unloading
+    assert bench.loader.sessions[0].leases_ended == 0
+
+
 async def test_a_resident_model_is_lent_without_a_load(make_bench: MakeBench) -> None:
     """A second caller gets the session that is there."""
     bench = make_bench()
