@@ -310,7 +310,7 @@ def _requests(workload: Workload, texts: int) -> list[bytes]:
 
 
 def _batches(before: dict[str, float], after: dict[str, float]) -> tuple[float, float]:
-    """Mean items of a batch, and the share of tokens that were padding."""
+    """Mean items of a batch, and the share of computed tokens that were padding."""
 
     def grown(name: str) -> float:
         return after.get(name, 0.0) - before.get(name, 0.0)
@@ -318,6 +318,6 @@ def _batches(before: dict[str, float], after: dict[str, float]) -> tuple[float, 
     batches = grown("shoal_batch_items_count")
     if not batches:
         return 0.0, 0.0
-    return grown("shoal_batch_items_sum") / batches, grown(
-        "shoal_batch_padding_ratio_sum"
-    ) / batches
+    padding = grown("shoal_padding_tokens_total")
+    computed = padding + grown("shoal_tokens_total")
+    return grown("shoal_batch_items_sum") / batches, padding / computed if computed else 0.0

@@ -14,7 +14,8 @@ from typing import cast
 
 from loadtests.results import PolicyCost
 from shoal_server.batching.cost import RunCost
-from shoal_server.batching.policy import Arrivals, BatchLimits, Layout, decide
+from shoal_server.batching.load import Load
+from shoal_server.batching.policy import BatchLimits, Layout, decide
 from shoal_server.batching.queue import Item, WaitingItems
 from shoal_server.batching.submission import Submission
 from shoal_server.core import Priority
@@ -23,8 +24,8 @@ FEW, MANY = 100, 100_000
 _ITEMS, _ROUNDS = 1_500, 5
 _LIMITS = BatchLimits(max_items=32, max_tokens=8192, max_padding_waste=0.1, max_wait_s=0.005)
 # About all-MiniLM-L6-v2 on one core (docs/performance.md).
-_COST = RunCost(fixed_s=1e-3, per_token_s=220e-6, per_token_length_s=2e-7)
-_ARRIVALS = Arrivals(last_s=0.0, gap_s=1e-3)
+_COST = RunCost(fixed_s=1e-3, per_token_s=220e-6, per_square_s=3.5e-7, padding_free=True)
+_LOAD = Load(last_arrival_s=0.0, gap_s=1e-3)
 _LAYOUT = Layout(free_slots=1, slots=2)
 
 
@@ -51,7 +52,7 @@ def _us_per_item(waiting_items: int) -> float:
         done, spent_s = 0, 0.0
         while done < _ITEMS:
             began_s = time.thread_time()
-            items = decide(waiting, now_s, _LIMITS, _COST, _ARRIVALS, _LAYOUT).items
+            items = decide(waiting, now_s, _LIMITS, _COST, _LOAD, _LAYOUT).items
             for item in items:
                 waiting.remove(item)
             spent_s += time.thread_time() - began_s

@@ -10,6 +10,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from importlib import metadata
 
 import grpc.aio
@@ -30,8 +31,8 @@ from shoal_server.catalog import Catalog
 from shoal_server.core import ModelKey
 from shoal_server.embedder import Embedder, RequestLimits
 from shoal_server.errors import FailedPrecondition, ModelNotFound, ShoalError
+from shoal_server.inference.cuda import CudaOptions, cuda_problem
 from shoal_server.inference.devices import CPU, AvailableDevices, find_devices
-from shoal_server.inference.onnx_model import CudaOptions, cuda_problem
 from shoal_server.inference.packed import PackedCache
 from shoal_server.loading import LoadedModel, LoadOptions, ModelLoader
 from shoal_server.placement import Placement
@@ -96,7 +97,12 @@ class App:
         devices = find_devices(onnxruntime.get_available_providers(), gpus.count, cuda_problem)
         _check_device(settings, devices)
         repository = ModelRepository(settings.model_dir or default_model_dir())
-        registry = Registry(repository, settings.default_model, settings.precision)
+        registry = Registry(
+            repository,
+            settings.default_model,
+            settings.precision,
+            gpu=devices.resolve(settings.device) != CPU,
+        )
         placement = Placement(devices, gpus, settings.device)
         slots = _make_slots(settings, devices)
         self.admission = self._make_admission()
@@ -168,6 +174,12 @@ class App:
 
     def _make_loader(self, registry: Registry, slots: dict[str, Slots], gpus: Gpus) -> ModelLoader:
         settings = self.settings
+        limits = BatchLimits(
+            max_items=settings.max_batch_items,
+            max_tokens=settings.max_batch_tokens,
+            max_padding_waste=settings.max_padding_waste,
+            max_wait_s=settings.max_wait_ms / 1000,
+        )
         return ModelLoader(
             registry,
             options=LoadOptions(
@@ -179,13 +191,15 @@ class App:
                     arena_strategy=settings.cuda_arena_strategy,
                     cudnn_search=settings.cuda_cudnn_search,
                     tf32=settings.cuda_tf32,
+                    cudnn_attention=settings.cuda_cudnn_attention,
                 ),
-                limits=BatchLimits(
-                    max_items=settings.max_batch_items,
-                    max_tokens=settings.max_batch_tokens,
-                    max_padding_waste=settings.max_padding_waste,
-                    max_wait_s=settings.max_wait_ms / 1000,
+                limits=limits,
+                cuda_limits=replace(
+                    limits,
+                    max_items=settings.cuda_max_batch_items,
+                    max_tokens=settings.cuda_max_batch_tokens,
                 ),
+                max_queue_s=settings.max_queue_s,
                 priority_head_start_s=settings.priority_head_start_ms / 1000,
             ),
             slots=slots,
@@ -322,7 +336,9 @@ def _packed_cache(settings: Settings, repository: ModelRepository) -> PackedCach
     if settings.packed_cache_bytes == 0:
         return None
     root = settings.packed_cache_dir or repository.root / ".packed"
-    return PackedCache(root, settings.packed_cache_bytes)
+    return PackedCache(
+        root, settings.packed_cache_bytes, trust_signatures=settings.trust_file_times
+    )
 
 
 def _budgets(settings: Settings, devices: AvailableDevices, gpus: Gpus) -> dict[str, Budget]:

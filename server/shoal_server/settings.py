@@ -120,13 +120,18 @@ class Settings(BaseSettings):
     device: Device = _option(
         "auto", "Models", "Device of models that name none: auto, cpu, cuda, cuda:N."
     )
-    precision: Literal["fp32", "fp16", "int8"] = _option(
-        "fp32", "Models", "Precision of models that ask for none: that variant where a model has "
-        "it, else the graph that was prepared."
+    precision: Literal["auto", "fp32", "fp16", "int8"] = _option(
+        "auto", "Models", "Precision of models that ask for none: that variant where a model has "
+        "it, else the graph that was prepared; auto: fp16 on a GPU, else fp32."
     )  # fmt: skip
     verify_files: bool = _option(
-        True, "Models", "Compare the SHA-256 of a model's files with its manifest at every load."
+        True, "Models", "Compare the SHA-256 of a model's files with its manifest at a load."
     )
+    trust_file_times: bool = _option(
+        True, "Models", "Do not read a file again at a load that was checked before, and whose "
+        "inode, size and times say that nobody has written to it since; off: read and check "
+        "every file at every load, packed graphs too."
+    )  # fmt: skip
 
     packed_cache_dir: Path | None = _option(
         None,
@@ -170,19 +175,31 @@ class Settings(BaseSettings):
     cuda_tf32: bool = _option(
         False, "CUDA", "Let matrix products of float32 round their inputs to TF32."
     )
+    cuda_cudnn_attention: bool = _option(
+        False, "CUDA", "Let fp16 use cuDNN's attention on Hopper and later: faster for long texts, "
+        "but the first batches of each shape wait for its planning."
+    )  # fmt: skip
 
     # -- batching ------------------------------------------------------------
     max_wait_ms: float = _option(
         5.0, "Batching", "Window: the longest the oldest item waits for batch mates while a slot "
         "is free.", ge=0, le=10_000
     )  # fmt: skip
-    max_batch_items: int = _option(32, "Batching", "Items in one batch.", ge=1)
+    max_batch_items: int = _option(32, "Batching", "Items in one batch on the CPU.", ge=1)
     max_batch_tokens: int = _option(
-        8192, "Batching", "Tokens in one batch, padding included; an item that is longer runs "
-        "alone.", ge=1
+        8192, "Batching", "Tokens in one batch on the CPU, padding included; an item that is "
+        "longer runs alone.", ge=1
     )  # fmt: skip
+    cuda_max_batch_items: int = _option(128, "Batching", "Items in one batch on a GPU.", ge=1)
+    cuda_max_batch_tokens: int = _option(
+        16_384, "Batching", "Tokens in one batch on a GPU, padding included.", ge=1
+    )
     max_padding_waste: float = _option(
-        0.1, "Batching", "Share of a batch's tokens that may be padding.", ge=0, lt=1
+        0.1,
+        "Batching",
+        "Share of a batch's tokens that may be padding, where padding is computed.",
+        ge=0,
+        lt=1,
     )
     priority_head_start_ms: float = _option(
         500.0, "Batching", "How much earlier an item of high priority counts as arrived, and how "
@@ -203,6 +220,10 @@ class Settings(BaseSettings):
     max_waiting_items_per_model: int = _option(
         20_000, "Limits", "Items admitted and not yet answered, for one model.", ge=1
     )
+    max_queue_s: float = _option(
+        30.0, "Limits", "A request that would wait longer before it runs, as far as can be told, "
+        "is refused with RESOURCE_EXHAUSTED; one of high priority never.", gt=0
+    )  # fmt: skip
     max_inflight_bytes: int = _option(
         256 * MIB, "Limits", "Bytes of requests admitted and not yet answered.", ge=1
     )

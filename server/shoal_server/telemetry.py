@@ -69,9 +69,9 @@ class Metrics:
             "shoal_batch_items", "Items in a batch.", ("model",), buckets=_ITEMS,
             registry=registry,
         )  # fmt: skip
-        self.batch_padding = Histogram(
-            "shoal_batch_padding_ratio", "Share of a batch's tokens that is padding.", ("model",),
-            buckets=_RATIO, registry=registry,
+        self.padding_tokens = Counter(
+            "shoal_padding_tokens", "Padding that was computed as if it were tokens.", ("model",),
+            registry=registry,
         )  # fmt: skip
         self.items = Counter(
             "shoal_items", "Items answered with a vector.", ("model",), registry=registry
@@ -127,15 +127,15 @@ class BatchTelemetry:
 
     def __init__(self, metrics: Metrics, model: str) -> None:
         self._items = metrics.batch_items.labels(model)
-        self._padding = metrics.batch_padding.labels(model)
+        self._padding = metrics.padding_tokens.labels(model)
         self._seconds = metrics.inference_seconds.labels(model)
         self._waiting = metrics.waiting_items.labels(model)
         self._dropped = metrics.dropped_items.labels(model)
 
-    def batch_ended(self, items: int, tokens: int, padded_tokens: int, seconds: float) -> None:
+    def batch_ended(self, items: int, tokens: int, computed_tokens: int, seconds: float) -> None:
         """A run ended well."""
         self._items.observe(items)
-        self._padding.observe(1 - tokens / padded_tokens)
+        self._padding.inc(computed_tokens - tokens)
         self._seconds.observe(seconds)
 
     def waiting_changed(self, waiting: int) -> None:

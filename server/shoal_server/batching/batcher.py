@@ -19,29 +19,38 @@ from typing import Protocol
 
 import structlog
 
-from shoal_server.batching.cost import CostModel
-from shoal_server.batching.policy import Arrivals, BatchLimits, Decision, Layout, decide
+from shoal_server.batching.cost import CostModel, RunSample
+from shoal_server.batching.load import DrainRate, LoadMeter
+from shoal_server.batching.policy import BatchLimits, Decision, Layout, decide
 from shoal_server.batching.queue import Item, WaitingItems
 from shoal_server.batching.slots import Slots
 from shoal_server.batching.submission import Submission
 from shoal_server.core import Priority
-from shoal_server.errors import DeadlineExceeded, InferenceFailed, ShoalError, Unavailable
+from shoal_server.errors import (
+    DeadlineExceeded,
+    InferenceFailed,
+    Overloaded,
+    ShoalError,
+    Unavailable,
+)
 from shoal_server.inference.backend import Backend, RunResult
 
 log = structlog.get_logger(__name__)
 
-# Weight of the newest gap between arrivals in their running mean.
-_GAP_WEIGHT = 0.2
 _TIMER_MIN_S = 0.001
-# A request is refused for its deadline when even so much of the predicted time is
-# too long: predictions are of the typical run, and a lucky one is faster.
-_PREDICTION_TRUST = 0.7
+# A request is refused for its deadline when even so much of its predicted run is too
+# long: predictions are of the typical run, and a lucky one is faster.
+_RUN_TRUST = 0.7
+# And when so much of the predicted wait before it is. Above 1, because under overload a
+# queue fills up to what is let in: items that reach its head with no time left to run
+# would take the device from those that have.
+_WAIT_CAUTION = 1.2
 
 
 class BatchObserver(Protocol):
     """Is told what happened, on the event loop."""
 
-    def batch_ended(self, items: int, tokens: int, padded_tokens: int, seconds: float) -> None:
+    def batch_ended(self, items: int, tokens: int, computed_tokens: int, seconds: float) -> None:
         """A run ended well."""
 
     def waiting_changed(self, waiting: int) -> None:
@@ -59,6 +68,7 @@ class Batcher:
         backend: Backend,
         *,
         limits: BatchLimits,
+        max_queue_s: float,
         cost: CostModel,
         slots: Slots,
         executor: Executor,
@@ -66,8 +76,22 @@ class Batcher:
         priority_head_start_s: float,
         clock: Callable[[], float],
     ) -> None:
+        """Put together by the model's loader.
+
+        Args:
+            backend: Runs the batches.
+            limits: What a batch may be.
+            max_queue_s: Requests that would wait longer are refused.
+            cost: What runs cost; kept up to date here.
+            slots: Of the backend's device.
+            executor: Threads for the runs, at least as many as slots.
+            observer: Told what happens.
+            priority_head_start_s: By what one step of priority shifts an item's turn.
+            clock: Monotonic seconds.
+        """
         self._backend = backend
         self._limits = limits
+        self._max_queue_s = max_queue_s
         self._cost = cost
         self._slots = slots
         self._executor = executor
@@ -78,8 +102,8 @@ class Batcher:
         self._waiting = WaitingItems()
         self._running: set[tuple[Item, ...]] = set()
         self._timer: asyncio.TimerHandle | None = None
-        self._last_arrival_s = -math.inf
-        self._gap_s = math.inf
+        self._meter = LoadMeter()
+        self._drain = DrainRate()
         self._closed: ShoalError | None = None
         self._idle = asyncio.Event()
         self._idle.set()
@@ -110,25 +134,30 @@ class Batcher:
 
         Raises:
             DeadlineExceeded: The deadline has passed, or can not be met any more.
+            Overloaded: It would wait for longer than `max_queue_s`.
             Unavailable: The model is being taken out of memory.
         """
         if self._closed is not None:
             raise self._closed
         now_s = self._clock()
-        if deadline_s is not None:
-            self._check_deadline(encodings, priority, deadline_s - now_s)
+        self._check_wait(
+            encodings, priority, math.inf if deadline_s is None else deadline_s - now_s
+        )
         submission = Submission(
             encodings,
             priority=priority,
             want_pooled=want_pooled,
+            deadline_s=math.inf if deadline_s is None else deadline_s,
             now_s=now_s,
             rank_s=now_s + self._head_start_s * (Priority.NORMAL - priority),
             loop=self._loop,
             leave=self._leave,
         )
+        tokens = 0
         for item in submission.items:
             self._waiting.add(item)
-        self._note_arrival(now_s)
+            tokens += item.length
+        self._meter.arrived(now_s, len(submission.items), tokens)
         self._observer.waiting_changed(len(self._waiting))
         self._pump()
         return submission
@@ -138,8 +167,7 @@ class Batcher:
         self._closed = reason
         self._cancel_timer()
         for item in self._waiting.oldest(len(self._waiting)):
-            self._waiting.remove(item)
-            item.submission.fail(reason)
+            self._drop(item, reason)
         self._observer.waiting_changed(0)
 
     async def idle(self) -> None:
@@ -149,34 +177,49 @@ class Batcher:
     def check_integrity(self) -> None:
         """Raise AssertionError when the books do not balance. For tests."""
         self._waiting.check_integrity()
+        inside = [item.length for batch in self._running for item in batch]
+        self._meter.check_integrity(
+            len(self._waiting) + len(inside), self._waiting.tokens + sum(inside)
+        )
         assert self._slots.count - self._slots.free >= len(self._running), repr(self)  # noqa: S101
 
-    def _check_deadline(
+    def _check_wait(
         self, encodings: Sequence[Sequence[int]], priority: Priority, left_s: float
     ) -> None:
-        """Refuse at once what would only wait to expire."""
+        """Refuse at once what would only wait to expire, or for too long."""
         cost = self._cost.cost
+        longest = max(1, *map(len, encodings))
         # At best it has the whole device to itself.
-        needed_s = cost.seconds(1, max(map(len, encodings))) / self._backend.wide_speedup
-        if priority is not Priority.HIGH:
-            needed_s += self._waiting.tokens * cost.per_token_s / self._slots.count
-        if left_s <= 0 or needed_s * _PREDICTION_TRUST > left_s:
+        run_s = cost.seconds(1, longest, longest) / self._backend.wide_speedup
+        wait_s = 0.0 if priority is Priority.HIGH else self._expected_wait_s()
+        if left_s <= 0 or _RUN_TRUST * run_s + _WAIT_CAUTION * wait_s > left_s:
+            needed_s = run_s + wait_s
             raise DeadlineExceeded(
                 f"{max(0.0, left_s) * 1000:.0f} ms are left, about {needed_s * 1000:.0f} ms are "
                 "needed to answer",
                 metadata={"left_ms": round(left_s * 1000), "needed_ms": round(needed_s * 1000)},
             )
+        if wait_s > self._max_queue_s:
+            raise Overloaded(
+                f"max_queue_s is {self._max_queue_s:g}: a request would wait for about "
+                f"{wait_s:.1f} s",
+                retry_after_s=wait_s / 2,
+                metadata={"limit": "max_queue_s", "value": self._max_queue_s, "wait_s": wait_s},
+            )
 
-    def _note_arrival(self, now_s: float) -> None:
-        gap_s = now_s - self._last_arrival_s
-        self._last_arrival_s = now_s
-        known_s = self._gap_s
-        self._gap_s = gap_s if math.isinf(known_s) else known_s + _GAP_WEIGHT * (gap_s - known_s)
+    def _expected_wait_s(self) -> float:
+        """How long those that wait now will take to be run."""
+        tokens = self._waiting.tokens
+        if not tokens:
+            return 0.0
+        rate = self._drain.tokens_per_s
+        return tokens / rate if rate else tokens * self._cost.cost.per_token_s / self._slots.count
 
     def _leave(self, submission: Submission) -> None:
-        dropped = sum(self._waiting.remove(item) for item in submission.items)
+        dropped = [item for item in submission.items if self._waiting.remove(item)]
         if dropped:
-            self._observer.items_dropped(dropped)
+            self._meter.left(len(dropped), sum(item.length for item in dropped))
+            self._observer.items_dropped(len(dropped))
             self._observer.waiting_changed(len(self._waiting))
 
     def _pump(self) -> None:
@@ -185,8 +228,11 @@ class Batcher:
         while len(self._waiting) and self._slots.reserve(self._pump):
             decision = self._decide()
             if decision.items:
-                held = 1 + self._slots.take_rest() if decision.wide else 1
-                self._start(decision.items, held)
+                if items := self._in_time(decision):
+                    held = 1 + self._slots.take_rest() if decision.wide else 1
+                    self._start(items, held)
+                else:
+                    self._slots.release()
                 continue
             self._slots.release()
             if decision.wait_until_s is not None:
@@ -195,14 +241,40 @@ class Batcher:
                 self._timer = self._loop.call_later(wait_s, self._pump)
             return
 
+    def _in_time(self, decision: Decision) -> tuple[Item, ...]:
+        """Fail those whose deadline would pass during their run; the device is for the rest."""
+        items = decision.items
+        tokens = sum(item.length for item in items)
+        run_s = self._cost.cost.seconds(len(items), tokens, items[-1].length)
+        if decision.wide:
+            run_s /= self._backend.wide_speedup
+        latest_s = self._clock() + _RUN_TRUST * run_s
+        if all(item.submission.deadline_s >= latest_s for item in items):
+            return items
+        kept = []
+        for item in items:
+            if item.submission.deadline_s >= latest_s:
+                kept.append(item)
+            else:
+                self._drop(item, DeadlineExceeded("the deadline is too near for the model to run"))
+                self._observer.items_dropped(1)
+        return tuple(kept)
+
+    def _drop(self, item: Item, reason: ShoalError) -> None:
+        """Fail an item that waits."""
+        self._waiting.remove(item)
+        self._meter.left(1, item.length)
+        item.submission.fail(reason)
+
     def _decide(self) -> Decision:
+        self._cost.set_padding_free(self._backend.padding_free)
         try:
             return decide(
                 self._waiting,
                 self._clock(),
                 self._limits,
                 self._cost.cost,
-                Arrivals(self._last_arrival_s, self._gap_s),
+                self._meter.load,
                 self._layout(),
             )
         except Exception:
@@ -231,6 +303,7 @@ class Batcher:
             timings.queue_s = max(timings.queue_s, now_s - item.arrived_s)
             timings.batch_items = max(timings.batch_items, len(items))
         self._observer.waiting_changed(len(self._waiting))
+        self._meter.started()
         self._running.add(items)
         self._idle.clear()
         self._executor.submit(self._work, items, held_slots)
@@ -256,6 +329,9 @@ class Batcher:
         self, items: tuple[Item, ...], held_slots: int, outcome: RunResult | ShoalError
     ) -> None:
         self._running.discard(items)
+        tokens = sum(item.length for item in items)
+        self._meter.left(len(items), tokens)
+        self._drain.ended(self._clock(), tokens, waiting=len(self._waiting) > 0)
         try:
             # First the device gets its next batch, then the callers their rows.
             self._slots.release(held_slots)
@@ -265,7 +341,11 @@ class Batcher:
                 self._idle.set()
             self._answer(items, outcome)
         if isinstance(outcome, RunResult):
-            self._learn(items, held_slots, outcome.seconds)
+            computed, seconds = outcome.computed_tokens, outcome.seconds
+            if held_slots == 1:
+                longest = max(item.length for item in items)
+                self._cost.observe(RunSample(len(items), computed, longest, seconds))
+            self._observer.batch_ended(len(items), tokens, computed, seconds)
 
     def _answer(self, items: tuple[Item, ...], outcome: RunResult | ShoalError) -> None:
         if isinstance(outcome, RunResult) and len(outcome.rows) != len(items):
@@ -284,10 +364,3 @@ class Batcher:
                 timings = item.submission.timings
                 timings.inference_s = max(timings.inference_s, outcome.seconds)
                 item.submission.deliver(item, row)
-
-    def _learn(self, items: tuple[Item, ...], held_slots: int, seconds: float) -> None:
-        longest = max(item.length for item in items)
-        if held_slots == 1:
-            self._cost.observe(len(items), longest, seconds)
-        tokens = sum(item.length for item in items)
-        self._observer.batch_ended(len(items), tokens, longest * len(items), seconds)

@@ -9,15 +9,18 @@ costs less than one more run. See docs/architecture.md for the formula.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from shoal_server.batching.cost import RunCost
+from shoal_server.batching.load import Load
 from shoal_server.batching.queue import Item, WaitingItems
 
 # Items that one decision looks at, the oldest ones: enough to find mates of like
 # length, few enough for the decision to cost the same however many wait.
-HORIZON = 128
+HORIZON = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,16 +33,6 @@ class BatchLimits:
     max_padding_waste: float
     """Share of the batch's tokens that may be padding."""
     max_wait_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Arrivals:
-    """How requests have been coming, for the decision whether to wait."""
-
-    last_s: float
-    """When the last one arrived."""
-    gap_s: float
-    """Typical time between two; infinite when unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +61,7 @@ def decide(
     now_s: float,
     limits: BatchLimits,
     cost: RunCost,
-    arrivals: Arrivals,
+    load: Load,
     layout: Layout,
 ) -> Decision:
     """Form the next batch, or say until when to wait.
@@ -78,56 +71,42 @@ def decide(
         now_s: On the clock of the items' arrival.
         limits: What a batch may be.
         cost: What a run costs on one slot.
-        arrivals: How requests have been coming.
+        load: What has been coming.
         layout: What is free.
     """
     oldest = waiting.oldest(HORIZON)
     if not oldest:
         return Decision()
-    items = _best_batch(oldest, _Caps(limits, cost, layout, len(waiting)), limits, cost)
+    share = _share(max(load.tokens, waiting.tokens), cost.enough_tokens, layout.slots)
+    items = _best_batch(oldest, limits, cost, share)
+    if len(items) < len(waiting):
+        return Decision(items)
     longest = items[-1].length
-    if len(items) == len(waiting):
-        if len(items) < min(limits.max_items, cost.enough_items(longest)):
-            until_s = _wait_until(waiting, limits, cost, arrivals)
-            if until_s > now_s:
-                return Decision(wait_until_s=until_s)
-        return Decision(items, wide=_pays_wide(len(items), longest, cost, layout))
-    return Decision(items)
+    tokens = sum(item.length for item in items)
+    if (
+        len(items) < min(limits.max_items, load.items / layout.slots)
+        and tokens < share
+        and cost.computed_tokens(len(items), tokens, longest) < cost.enough_tokens
+    ):
+        until_s = _wait_until(waiting, limits, cost, load)
+        if until_s > now_s:
+            return Decision(wait_until_s=until_s)
+    return Decision(items, wide=_pays_wide(len(items), tokens, longest, cost, layout))
 
 
-class _Caps:
-    """The most items of a batch, by the length that it is padded to."""
+def _share(tokens: float, enough_tokens: float, slots: int) -> float:
+    """Tokens after which a batch is large enough.
 
-    def __init__(self, limits: BatchLimits, cost: RunCost, layout: Layout, waiting: int) -> None:
-        self._limits = limits
-        self._cost = cost
-        self._free_slots = layout.free_slots
-        self._waiting = waiting
-        self._known: dict[int, int] = {}
-
-    def of(self, length: int) -> int:
-        cap = self._known.get(length)
-        if cap is None:
-            cap = self._known[length] = self._find(length)
-        return cap
-
-    def _find(self, length: int) -> int:
-        limits = self._limits
-        enough = min(
-            limits.max_items,
-            max(1, limits.max_tokens // length),
-            self._cost.enough_items(length),
-        )
-        if self._free_slots == 1:
-            return enough
-        # Whole rounds over the free slots, so that they finish together: 32 items,
-        # 2 slots and 13 as enough make four batches of 8, not 13 + 13 + 6.
-        rounds = math.ceil(self._waiting / (self._free_slots * enough))
-        return math.ceil(self._waiting / (self._free_slots * rounds))
+    Whole rounds over the slots, so that they finish together: 400 tokens, 2 slots and
+    160 as enough make four batches of 100, not 160 + 160 + 80. What is on its way to or
+    from its caller counts as waiting: of 8 callers, each slot serves 4 at a time.
+    """
+    rounds = math.ceil(tokens / (slots * enough_tokens))
+    return tokens / (slots * rounds)
 
 
 def _best_batch(
-    oldest: Sequence[Item], caps: _Caps, limits: BatchLimits, cost: RunCost
+    oldest: Sequence[Item], limits: BatchLimits, cost: RunCost, share: float
 ) -> tuple[Item, ...]:
     """The batch of the oldest item in the cheapest partition of `oldest`.
 
@@ -138,7 +117,7 @@ def _best_batch(
     if len(oldest) == 1:
         return (oldest[0],)
     items = sorted(oldest, key=_by_length)
-    sizes = _cheapest_sizes([item.length for item in items], caps, limits, cost)
+    sizes = _cheapest_sizes([item.length for item in items], limits, cost, share)
     first = _goes_first(oldest)
     end = len(items)
     while True:
@@ -150,36 +129,47 @@ def _best_batch(
 
 
 def _cheapest_sizes(
-    lengths: Sequence[int], caps: _Caps, limits: BatchLimits, cost: RunCost
+    lengths: Sequence[int], limits: BatchLimits, cost: RunCost, share: float
 ) -> list[int]:
     """For each n, the size of the last batch when the first n lengths cost least.
 
     Args:
         lengths: Ascending.
-        caps: The most items of a batch.
         limits: What a batch may be.
         cost: What a run costs.
+        share: Tokens, padding not counted, at which a batch is large enough.
     """
-    fixed_s = cost.fixed_s
+    fixed_s, enough, pads = cost.fixed_s, cost.enough_tokens, not cost.padding_free
+    least_content = 1.0 - limits.max_padding_waste
+    tokens = [0, *accumulate(lengths)]
+    # What each row costs in a batch of which its length is the longest. Without padding
+    # tokens cost the same in any batch, and only attention's part is left to compare.
+    token_s = cost.per_token_s if pads else 0.0
+    rows_s = [length * (token_s + cost.per_square_s * length) for length in lengths]
+    large_enough = share if pads else min(share, enough)
     least = [0.0] * (len(lengths) + 1)
     sizes = [0] * (len(lengths) + 1)
     for end in range(1, len(lengths) + 1):
-        longest = lengths[end - 1]
-        token_s = cost.token_s(longest)
-        # A shorter item is worth padding for until that costs more than its own run.
-        shortest = longest - fixed_s / token_s
-        item_s = longest * token_s
-        most_padding = limits.max_padding_waste * longest
-        best, best_size, padding = math.inf, 1, 0
-        for size in range(1, min(end, caps.of(longest)) + 1):
-            length = lengths[end - size]
-            padding += longest - length
-            if size > 1 and (length < shortest or padding > most_padding * size):
+        longest, row_s = lengths[end - 1], rows_s[end - 1]
+        most_items = min(limits.max_items, max(1, limits.max_tokens // longest))
+        if pads:
+            most_items = min(most_items, math.ceil(enough / longest))
+        begin = max(
+            0,
+            end - most_items,
+            bisect_right(tokens, tokens[end] - large_enough) - 1,
+            # A shorter item comes along until that costs more than its own run.
+            bisect_left(rows_s, row_s - fixed_s, hi=end - 1),
+        )
+        best_s, best = math.inf, end - 1
+        for at in range(end - 1, begin - 1, -1):
+            if pads and (end - at) * longest * least_content > tokens[end] - tokens[at]:
                 break
-            total = least[end - size] + fixed_s + size * item_s
-            if total < best:
-                best, best_size = total, size
-        least[end], sizes[end] = best, best_size
+            total_s = least[at] - at * row_s
+            if total_s < best_s:
+                best_s, best = total_s, at
+        least[end] = best_s + end * row_s + fixed_s
+        sizes[end] = end - best
     return sizes
 
 
@@ -198,23 +188,23 @@ def _by_length(item: Item) -> int:
     return item.length
 
 
-def _wait_until(
-    waiting: WaitingItems, limits: BatchLimits, cost: RunCost, arrivals: Arrivals
-) -> float:
+def _wait_until(waiting: WaitingItems, limits: BatchLimits, cost: RunCost, load: Load) -> float:
     """When waiting for mates stops to pay; in the past when it does not pay at all.
 
     A mate saves at most a run's fixed cost. So waiting is worth it only while the
     next one is expected within that, and for no longer than that after the last.
     """
     since_s = waiting.longest_waiting_since_s()
-    if since_s is None or arrivals.gap_s >= cost.fixed_s:
+    if since_s is None or load.gap_s >= cost.fixed_s:
         return -math.inf
-    return min(since_s + limits.max_wait_s, arrivals.last_s + cost.fixed_s)
+    return min(since_s + limits.max_wait_s, load.last_arrival_s + cost.fixed_s)
 
 
-def _pays_wide(items: int, length: int, cost: RunCost, layout: Layout) -> bool:
+def _pays_wide(items: int, tokens: int, longest: int, cost: RunCost, layout: Layout) -> bool:
     """Whether one run on all slots ends sooner than the items spread over them."""
     if layout.wide_speedup <= 1.0 or layout.free_slots < layout.slots:
         return False
-    spread_s = cost.seconds(math.ceil(items / layout.slots), length)
-    return cost.seconds(items, length) / layout.wide_speedup < spread_s
+    spread_s = cost.seconds(
+        math.ceil(items / layout.slots), math.ceil(tokens / layout.slots), longest
+    )
+    return cost.seconds(items, tokens, longest) / layout.wide_speedup < spread_s

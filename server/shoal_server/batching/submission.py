@@ -32,7 +32,10 @@ class Submission:
     nothing.
     """
 
-    __slots__ = ("_done", "_leave", "_left", "_rows", "items", "timings", "want_pooled")
+    __slots__ = (
+        *("_done", "_leave", "_left", "_rows"),
+        *("deadline_s", "items", "timings", "want_pooled"),
+    )
 
     def __init__(
         self,
@@ -40,12 +43,14 @@ class Submission:
         *,
         priority: Priority,
         want_pooled: bool,
+        deadline_s: float,
         now_s: float,
         rank_s: float,
         loop: asyncio.AbstractEventLoop,
         leave: Callable[[Submission], None],
     ) -> None:
         self.want_pooled = want_pooled
+        self.deadline_s = deadline_s
         self.timings = SubmissionTimings()
         self.items = [
             Item(ids, index, self, now_s, rank_s, priority) for index, ids in enumerate(encodings)

@@ -23,6 +23,8 @@ class RunResult:
     """By the batch's items: a vector, or what is wrong with that item."""
     seconds: float
     """How long the run took."""
+    computed_tokens: int
+    """Of the items, and whatever padding the model computed as if it were tokens."""
 
 
 class Backend(Protocol):
@@ -31,6 +33,10 @@ class Backend(Protocol):
     @property
     def device(self) -> str:
         """`cpu` or `cuda:N`."""
+
+    @property
+    def padding_free(self) -> bool:
+        """Whether runs from now on compute no tokens for padding."""
 
     @property
     def wide_speedup(self) -> float:

@@ -1,22 +1,21 @@
-"""A prepared graph, opened with ONNX Runtime on one device."""
+"""A prepared graph, opened with ONNX Runtime on the CPU."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
-from onnx import TensorProto, helper
 
-from shoal_server.errors import AllocationFailed, InferenceFailed, ModelLoadFailed, ShoalError
-from shoal_server.inference.backend import Row, RunResult
+from shoal_server.errors import InferenceFailed
+from shoal_server.inference.backend import RunResult
 from shoal_server.inference.collate import collate
 from shoal_server.inference.devices import CPU
+from shoal_server.inference.onnx_session import CPU_PROVIDER, brief, checked, open_session
+from shoal_server.inference.padding_free import METADATA_KEY
 from shoal_server.registry.manifest import (
     ATTENTION_MASK,
     EMBEDDING,
@@ -35,83 +34,42 @@ _COMPARE_TOKENS = 24
 _COMPARE_TRIES = 4
 
 
-@dataclass(frozen=True, slots=True)
-class CudaOptions:
-    """What ONNX Runtime's CUDA provider is told; see the settings of these names."""
-
-    memory_limit_bytes: int | None
-    arena_strategy: Literal["kNextPowerOfTwo", "kSameAsRequested"]
-    cudnn_search: Literal["EXHAUSTIVE", "HEURISTIC", "DEFAULT"]
-    tf32: bool
-
-    def for_gpu(self, index: int) -> dict[str, str]:
-        """Options of the provider for one GPU."""
-        options = {
-            "device_id": str(index),
-            "arena_extend_strategy": self.arena_strategy,
-            "cudnn_conv_algo_search": self.cudnn_search,
-            "use_tf32": "1" if self.tf32 else "0",
-        }
-        if self.memory_limit_bytes is not None:
-            options["gpu_mem_limit"] = str(self.memory_limit_bytes)
-        return options
-
-
 class OnnxModel:
     """Runs batches of token ids. `run` may be called from several threads at once."""
 
+    device = CPU
     wide_speedup = 1.0
     """How much faster a wide run is than a narrow one; 1 where there is none."""
 
-    def __init__(self, session: ort.InferenceSession, device: str, pad_id: int) -> None:
-        self.device = device
+    def __init__(self, session: ort.InferenceSession, pad_id: int, *, packed: bool = False) -> None:
+        self._packed = packed
+        self.padding_free = _is_padding_free(session)
         self._narrow = session
         self._wide: ort.InferenceSession | None = None
         self._pad_id = pad_id
         self._inputs = {each.name for each in session.get_inputs()}
         self._outputs = {each.name for each in session.get_outputs()}
         self._shrinking = ort.RunOptions()
-        if device == CPU:
-            self._shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        self._shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 
     @classmethod
-    def open(
-        cls,
-        path: Path,
-        *,
-        device: str,
-        threads: int,
-        cuda: CudaOptions,
-        pad_id: int,
-        packed: bool = False,
-    ) -> OnnxModel:
+    def open(cls, path: Path, *, threads: int, pad_id: int, packed: bool = False) -> OnnxModel:
         """Open a graph; blocks while weights are read.
 
         Args:
             path: The prepared `model.onnx`, or its packed form.
-            device: `cpu` or `cuda:N`.
-            threads: Threads of one run on the CPU.
-            cuda: Used when `device` is a GPU.
+            threads: Threads of one run.
             pad_id: Token id for padded places.
             packed: Whether the graph is optimised and packed already.
 
         Raises:
-            ModelLoadFailed: The runtime refused the graph or the device.
+            ModelLoadFailed: The runtime refused the graph.
         """
-        providers: list[str | tuple[str, dict[str, str]]] = ["CPUExecutionProvider"]
-        if device != CPU:
-            gpu = int(device.removeprefix("cuda:"))
-            providers.insert(0, ("CUDAExecutionProvider", cuda.for_gpu(gpu)))
-        session = _open_session(path, threads, providers, packed=packed)
-        if device != CPU and "CUDAExecutionProvider" not in session.get_providers():
-            # ONNX Runtime falls back to the CPU without an error.
-            raise ModelLoadFailed(
-                f"ONNX Runtime could not use {device}: its CUDA libraries did not load"
-            )
-        return cls(session, device, pad_id)
+        session = open_session(path, threads=threads, providers=[CPU_PROVIDER], packed=packed)
+        return cls(session, pad_id, packed=packed)
 
     def adopt(self, packed: Path, *, threads: int, wide_threads: int) -> None:
-        """Go over to the packed form of the same graph, and open it for wide runs too.
+        """Go over to the packed form of the same graph, if need be, and open it for wide runs too.
 
         Both sessions share the packed weights' pages. Runs that are going on end on
         what they began with. Called from one thread.
@@ -124,10 +82,12 @@ class OnnxModel:
         Raises:
             ModelLoadFailed: The runtime refused the packed graph.
         """
-        providers: list[str | tuple[str, dict[str, str]]] = ["CPUExecutionProvider"]
-        self._narrow = _open_session(packed, threads, providers, packed=True)
+        if not self._packed:
+            self._narrow = _open_packed(packed, threads)
+            self.padding_free = _is_padding_free(self._narrow)
+            self._packed = True
         if wide_threads > threads:
-            wide = _open_session(packed, wide_threads, providers, packed=True)
+            wide = _open_packed(packed, wide_threads)
             self.wide_speedup = self._compare(self._narrow, wide)
             self._wide = wide
 
@@ -165,11 +125,12 @@ class OnnxModel:
         try:
             outputs = session.run(names, self._feeds(ids, mask), options)
         except Exception as error:  # ONNX Runtime raises many unrelated types
-            raise InferenceFailed(f"the model's run failed: {_brief(error)}") from error
+            raise InferenceFailed(f"the model's run failed: {brief(error)}") from error
         rows = outputs[0]
         if len(outputs) > 1:
             rows = np.where(np.array(pooled)[:, None], outputs[1], rows)
-        return RunResult(_checked(rows), time.monotonic() - began_s)
+        computed = sum(map(len, sequences)) if self.padding_free else ids.size
+        return RunResult(checked(rows), time.monotonic() - began_s, computed)
 
     def close(self) -> None:
         """Free the weights; no run is going on."""
@@ -186,81 +147,9 @@ class OnnxModel:
         return feeds
 
 
-def _open_session(
-    path: Path,
-    threads: int,
-    providers: list[str | tuple[str, dict[str, str]]],
-    *,
-    packed: bool,
-) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    # Spinning threads would compete with the event loop for the cores.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
-    if packed:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    try:
-        return ort.InferenceSession(path, sess_options=options, providers=providers)
-    except Exception as error:  # ONNX Runtime raises many unrelated types
-        kind = AllocationFailed if _is_out_of_memory(error) else ModelLoadFailed
-        raise kind(f"ONNX Runtime can not open the graph: {_brief(error)}") from error
+def _is_padding_free(session: ort.InferenceSession) -> bool:
+    return METADATA_KEY in session.get_modelmeta().custom_metadata_map
 
 
-def cuda_problem() -> str:
-    """Why CUDA sessions can not be opened; empty when they can.
-
-    The provider being compiled in says nothing of its libraries: only a session
-    tells, so a graph of one node is opened.
-    """
-    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
-    node = helper.make_node("Identity", ["x"], ["y"])
-    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
-    graph = helper.make_model(
-        helper.make_graph([node], "probe", [value], [output]),
-        opset_imports=[helper.make_opsetid("", 17)],
-        ir_version=8,
-    )
-    preload = getattr(ort, "preload_dlls", None)
-    if preload is not None:
-        preload()  # finds CUDA and cuDNN where pip put them
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    try:
-        session = ort.InferenceSession(
-            graph.SerializeToString(), sess_options=options, providers=["CUDAExecutionProvider"]
-        )
-    except Exception as error:  # ONNX Runtime raises many unrelated types
-        return f"ONNX Runtime can not use CUDA: {_brief(error)}"
-    if "CUDAExecutionProvider" not in session.get_providers():
-        return "ONNX Runtime's CUDA libraries did not load (CUDA or cuDNN of another version?)"
-    return ""
-
-
-def _checked(rows: npt.NDArray[np.float32]) -> list[Row | ShoalError]:
-    """The rows of float32[B, D], with an error in place of those that are not finite."""
-    if np.isfinite(rows).all():
-        return list(rows)
-    return [
-        row
-        if np.isfinite(row).all()
-        else InferenceFailed("the model gave numbers that are not finite for this input")
-        for row in rows
-    ]
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    # ONNX Runtime has no type of its own for this.
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or any(
-        sign in text
-        for sign in ("bad_alloc", "bad allocation", "failed to allocate", "out of memory")
-    )
-
-
-def _brief(error: Exception) -> str:
-    """The runtime's message without paths of this machine."""
-    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    words = [word.rsplit("/", 1)[-1] if "/" in word else word for word in first_line.split()]
-    return " ".join(words)[:300]
+def _open_packed(path: Path, threads: int) -> ort.InferenceSession:
+    return open_session(path, threads=threads, providers=[CPU_PROVIDER], packed=True)

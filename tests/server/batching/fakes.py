@@ -18,7 +18,11 @@ from shoal_server.errors import ShoalError
 from shoal_server.inference.backend import RunResult
 
 # A run pays 1 ms, a token 0.1 ms: a batch of 8 tokens is large enough at 41 items.
-COST = (RunSample(1, 10, 2e-3), RunSample(1, 90, 10e-3), RunSample(2, 45, 10e-3))
+COST = (
+    RunSample(1, 10, 10, 2e-3),
+    RunSample(1, 90, 90, 10e-3),
+    RunSample(2, 90, 45, 10e-3),
+)
 # No window: when to wait is the policy's matter, and tested there.
 LIMITS = BatchLimits(max_items=4, max_tokens=64, max_padding_waste=0.5, max_wait_s=0.0)
 
@@ -32,6 +36,7 @@ class FakeBackend:
     """Gives each sequence `vector_of` it, or what a test put into `errors`."""
 
     device = "cpu"
+    padding_free = False
     wide_speedup = 1.0
 
     def __init__(self) -> None:
@@ -49,7 +54,8 @@ class FakeBackend:
         if self.run_error is not None:
             raise self.run_error
         rows = [self.row_errors.get(ids[0], vector_of(ids)) for ids in sequences]
-        return RunResult(rows[: self.rows_kept], 0.001)
+        computed = len(sequences) * max(map(len, sequences))
+        return RunResult(rows[: self.rows_kept], 0.001, computed)
 
     def close(self) -> None:
         pass
@@ -89,8 +95,8 @@ class RecordingObserver:
     waiting: int = 0
     dropped: int = 0
 
-    def batch_ended(self, items: int, tokens: int, padded_tokens: int, seconds: float) -> None:
-        self.ended.append((items, tokens, padded_tokens))
+    def batch_ended(self, items: int, tokens: int, computed_tokens: int, seconds: float) -> None:
+        self.ended.append((items, tokens, computed_tokens))
 
     def waiting_changed(self, waiting: int) -> None:
         self.waiting = waiting
@@ -102,7 +108,9 @@ class RecordingObserver:
 class Bench:
     """A batcher with its surroundings, all in a test's hands."""
 
-    def __init__(self, *, slots: int = 1, limits: BatchLimits = LIMITS) -> None:
+    def __init__(
+        self, *, slots: int = 1, limits: BatchLimits = LIMITS, max_queue_s: float = 60.0
+    ) -> None:
         self.backend = FakeBackend()
         self.executor = GatedExecutor()
         self.observer = RecordingObserver()
@@ -111,6 +119,7 @@ class Bench:
         self.batcher = Batcher(
             self.backend,
             limits=limits,
+            max_queue_s=max_queue_s,
             cost=CostModel(COST),
             slots=self.slots,
             executor=self.executor,

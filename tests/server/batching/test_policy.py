@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal_server.batching.cost import CostModel, RunCost, RunSample
+from shoal_server.batching.cost import RunCost
+from shoal_server.batching.load import Load
 from shoal_server.batching.policy import (
     HORIZON,
-    Arrivals,
     BatchLimits,
     Decision,
     Layout,
     decide,
 )
-from shoal_server.batching.queue import WaitingItems
+from shoal_server.batching.queue import Item, WaitingItems
 from shoal_server.batching.submission import Submission
 from shoal_server.core import Priority
 
 LIMITS = BatchLimits(max_items=8, max_tokens=512, max_padding_waste=0.2, max_wait_s=0.01)
 COST = RunCost(fixed_s=1e-3, per_token_s=1e-4)
-BUSY = Arrivals(last_s=0.0, gap_s=1e-4)
-QUIET = Arrivals(last_s=0.0, gap_s=math.inf)
+BUSY = Load(last_arrival_s=0.0, gap_s=1e-4, items=8.0, tokens=80.0)
+QUIET = Load(last_arrival_s=0.0, gap_s=math.inf)
 ONE = Layout(free_slots=1, slots=1)
 TWO = Layout(free_slots=2, slots=2)
 
@@ -47,6 +48,7 @@ def wait_with(
             [[1] * length for length in lengths],
             priority=Priority(priority),
             want_pooled=False,
+            deadline_s=math.inf,
             now_s=arrived_s,
             rank_s=arrived_s,
             loop=loop,
@@ -87,7 +89,7 @@ def test_a_lone_item_waits_for_mates_while_others_keep_coming(
 def test_the_window_is_anchored_at_the_oldest_item(loop: asyncio.AbstractEventLoop) -> None:
     """Later arrivals do not push the moment at which the oldest item leaves."""
     waiting = wait_with(loop, (0.0, [5]), (0.0095, [5]))
-    still = Arrivals(last_s=0.0095, gap_s=1e-4)
+    still = replace(BUSY, last_arrival_s=0.0095)
     assert decide(waiting, 0.0096, LIMITS, COST, still, ONE).wait_until_s == pytest.approx(0.01)
     assert lengths(decide(waiting, 0.01, LIMITS, COST, still, ONE)) == [5, 5]
 
@@ -168,26 +170,36 @@ def fifo_seconds(sizes: list[int], cost: RunCost, limits: BatchLimits) -> float:
     total = 0.0
     for at in range(0, len(sizes), limits.max_items):
         batch = sizes[at : at + limits.max_items]
-        total += cost.seconds(len(batch), max(batch))
+        total += cost.seconds(len(batch), sum(batch), max(batch))
     return total
 
 
-@given(st.lists(st.integers(1, 256), min_size=1, max_size=HORIZON), st.floats(3e-5, 1e-2))
+def seconds(items: Sequence[Item], cost: RunCost) -> float:
+    sizes = [item.length for item in items]
+    return cost.seconds(len(sizes), sum(sizes), max(sizes))
+
+
+@given(
+    st.lists(st.integers(1, 256), min_size=1, max_size=HORIZON),
+    st.floats(3e-5, 1e-2),
+    st.sampled_from([0.0, 1e-8, 1e-6]),
+    st.booleans(),
+)
 def test_never_worse_than_first_come_first_served_with_padding(
-    sizes: list[int], fixed_s: float
+    sizes: list[int], fixed_s: float, per_square_s: float, padding_free: bool
 ) -> None:
     """Under its own cost model, emptying the queue costs no more than plain batching.
 
     The cap is small enough that "large enough" never cuts a batch that FIFO fills.
     """
     loop = asyncio.new_event_loop()
-    cost = RunCost(fixed_s, 1e-6)
+    cost = RunCost(fixed_s, 1e-6, per_square_s, padding_free)
     limits = BatchLimits(4, 1 << 20, 0.99, max_wait_s=0.0)
     waiting = wait_with(loop, (0.0, sizes))
     total = 0.0
     while len(waiting):
         items = decide(waiting, 1e9, limits, cost, QUIET, ONE).items
-        total += cost.seconds(len(items), max(item.length for item in items))
+        total += seconds(items, cost)
         for item in items:
             waiting.remove(item)
     assert total <= fifo_seconds(sizes, cost, limits) + 1e-9
@@ -210,42 +222,36 @@ def test_a_large_request_starts_with_its_longest_items(loop: asyncio.AbstractEve
     assert lengths(decide(waiting, 0.0, LIMITS, COST, QUIET, ONE)) == [200]
 
 
-def test_cost_is_recovered_from_timed_runs() -> None:
-    """Fitting runs that follow the formula gives back its three numbers."""
-    truth = RunCost(fixed_s=1.1e-3, per_token_s=2.1e-4, per_token_length_s=2e-7)
-    shapes = ((1, 8), (4, 16), (8, 64), (2, 250))
-    fitted = CostModel([RunSample(b, t, truth.seconds(b, t)) for b, t in shapes]).cost
-    assert fitted.fixed_s == pytest.approx(truth.fixed_s, rel=1e-3)
-    assert fitted.per_token_s == pytest.approx(truth.per_token_s, rel=1e-3)
-    assert fitted.per_token_length_s == pytest.approx(truth.per_token_length_s, rel=1e-3)
+def test_texts_of_all_lengths_run_together_where_padding_is_free(
+    loop: asyncio.AbstractEventLoop,
+) -> None:
+    """What a padded graph runs in two batches is one for a graph that is free of padding."""
+    waiting = wait_with(loop, (0.0, [100]), (0.1, [6, 7]))
+    padded = RunCost(fixed_s=1e-3, per_token_s=1e-4)
+    assert lengths(decide(waiting, 1.0, LIMITS, padded, QUIET, ONE)) == [100]
+    free = replace(padded, padding_free=True)
+    assert lengths(decide(waiting, 1.0, LIMITS, free, QUIET, ONE)) == [6, 7, 100]
 
 
-def test_cost_follows_a_machine_that_slows_down() -> None:
-    """After a few hundred runs at half the speed, predictions are of the slow machine."""
-    fast, slow = RunCost(1e-3, 2e-4), RunCost(2e-3, 4e-4)
-    shapes = [(1, 8), (4, 16), (8, 64), (2, 250)]
-    model = CostModel([RunSample(b, t, fast.seconds(b, t)) for b, t in shapes])
-    for _ in range(150):
-        for items, length in shapes:
-            model.observe(items, length, slow.seconds(items, length))
-    for items, length in shapes:
-        assert model.cost.seconds(items, length) == pytest.approx(
-            slow.seconds(items, length), rel=0.1
-        )
+def test_attention_keeps_texts_of_unlike_length_apart(loop: asyncio.AbstractEventLoop) -> None:
+    """Without padding too, a short text has its own run when a long row costs more than that."""
+    waiting = wait_with(loop, (0.0, [100]), (0.1, [6, 7]))
+    steep = RunCost(fixed_s=1e-3, per_token_s=1e-4, per_square_s=2e-7, padding_free=True)
+    assert lengths(decide(waiting, 1.0, LIMITS, steep, QUIET, ONE)) == [100]
 
 
-def test_cost_is_never_negative() -> None:
-    """Noise that a line fits best with a negative part does not make runs free."""
-    model = CostModel([RunSample(1, 10, 5e-3), RunSample(1, 100, 6e-3), RunSample(1, 200, 30e-3)])
-    assert min(model.cost.fixed_s, model.cost.per_token_s) > 0
-    assert model.cost.per_token_length_s >= 0
+def test_a_batch_waits_for_those_who_come_back(loop: asyncio.AbstractEventLoop) -> None:
+    """Of eight callers and two slots, a batch is complete when it has four of them."""
+    load = Load(last_arrival_s=0.0, gap_s=1e-4, items=8.0, tokens=80.0)
+    three = wait_with(loop, *((0.0, [8]) for _ in range(3)))
+    assert decide(three, 0.0, LIMITS, COST, load, TWO).wait_until_s is not None
+    four = wait_with(loop, *((0.0, [8]) for _ in range(4)))
+    assert len(decide(four, 0.0, LIMITS, COST, load, TWO).items) == 4
 
 
-def test_enough_is_where_the_fixed_part_is_a_small_share() -> None:
-    """At `enough_items` the fixed cost is at most 3% of the run, one item less it is more."""
-    cost = RunCost(fixed_s=1.1e-3, per_token_s=2.1e-4)
-    for length in (1, 12, 64, 256):
-        enough = cost.enough_items(length)
-        assert cost.fixed_s / cost.seconds(enough, length) <= 0.03
-        if enough > 1:
-            assert cost.fixed_s / cost.seconds(enough - 1, length) > 0.03
+def test_a_batch_leaves_the_other_slot_its_share(loop: asyncio.AbstractEventLoop) -> None:
+    """Six of eight callers wait: the one free slot takes half of the eight, not all six."""
+    load = Load(last_arrival_s=0.0, gap_s=1e-4, items=8.0, tokens=80.0)
+    waiting = wait_with(loop, *((0.0, [10]) for _ in range(6)))
+    layout = Layout(free_slots=1, slots=2)
+    assert len(decide(waiting, 0.0, LIMITS, COST, load, layout).items) == 4

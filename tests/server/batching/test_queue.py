@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterator
 
 import pytest
@@ -24,6 +25,7 @@ def submission() -> Iterator[Submission]:
         [[1]],
         priority=Priority.NORMAL,
         want_pooled=False,
+        deadline_s=math.inf,
         now_s=0.0,
         rank_s=0.0,
         loop=loop,
