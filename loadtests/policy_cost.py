@@ -2,8 +2,8 @@
 
     python -m loadtests.policy_cost
 
-The queue is kept at its length: what a decision takes out is put in again as newer
-items, so that forming, removing and adding are all counted.
+Forming a batch and removing its items is counted. The queue is kept at its length: what a
+decision takes out is put in again as newer items.
 """
 
 from __future__ import annotations

@@ -267,6 +267,8 @@ def main() -> None:
         options.square_us / 1e6,
         padding_free=not options.padded,
     )
+    if options.seconds < 1:
+        parser.error("--seconds has to be 1 or more")
     print(f"{'callers × texts':16} {'texts/s':>8} {'CPU µs':>8} {'batch':>6} {'p50 ms':>8}")
     for workload, callers, texts in _ROWS:
         simulation = Simulation(callers, texts, lengths_of(workload), cost)

@@ -71,6 +71,10 @@ class Admission:
     def __repr__(self) -> str:
         return f"Admission({self.requests} requests, {self.items} items, {self.bytes} bytes)"
 
+    def change(self, limits: AdmissionLimits) -> None:
+        """Go by other limits from now on; what is in flight stays."""
+        self._limits = limits
+
     def admit(self, model: str, items: int, size_bytes: int) -> Permit:
         """Give a permit for one request; whoever gets one releases it.
 

@@ -45,6 +45,7 @@ _RUN_TRUST = 0.7
 # queue fills up to what is let in: items that reach its head with no time left to run
 # would take the device from those that have.
 _WAIT_CAUTION = 1.2
+_RETRY_MAX_S = 30.0
 
 
 class BatchObserver(Protocol):
@@ -116,6 +117,15 @@ class Batcher:
         """Items that wait for a batch."""
         return len(self._waiting)
 
+    def change(
+        self, limits: BatchLimits, *, max_queue_s: float, priority_head_start_s: float
+    ) -> None:
+        """Form batches by other limits from now on; arguments as in `__init__`."""
+        self._limits = limits
+        self._max_queue_s = max_queue_s
+        self._head_start_s = priority_head_start_s
+        self._pump()
+
     def submit(
         self,
         encodings: Sequence[Sequence[int]],
@@ -167,7 +177,8 @@ class Batcher:
         self._closed = reason
         self._cancel_timer()
         for item in self._waiting.oldest(len(self._waiting)):
-            self._drop(item, reason)
+            item.submission.fail(reason)
+            self._leave(item.submission)
         self._observer.waiting_changed(0)
 
     async def idle(self) -> None:
@@ -187,11 +198,17 @@ class Batcher:
         self, encodings: Sequence[Sequence[int]], priority: Priority, left_s: float
     ) -> None:
         """Refuse at once what would only wait to expire, or for too long."""
-        cost = self._cost.cost
-        longest = max(1, *map(len, encodings))
+        cost, slots = self._cost.cost, self._slots.count
+        lengths = [max(1, len(ids)) for ids in encodings]
         # At best it has the whole device to itself.
-        run_s = cost.seconds(1, longest, longest) / self._backend.wide_speedup
-        wait_s = 0.0 if priority is Priority.HIGH else self._expected_wait_s()
+        run_s = max(
+            cost.seconds(1, max(lengths), max(lengths)) / self._backend.wide_speedup,
+            cost.per_token_s * sum(lengths) / slots,
+        )
+        wait_s = 0.0
+        if priority is not Priority.HIGH and self._waiting.tokens:
+            rate = self._drain.tokens_per_s(slots / cost.per_token_s)
+            wait_s = self._waiting.tokens / rate
         if left_s <= 0 or _RUN_TRUST * run_s + _WAIT_CAUTION * wait_s > left_s:
             needed_s = run_s + wait_s
             raise DeadlineExceeded(
@@ -203,19 +220,12 @@ class Batcher:
             raise Overloaded(
                 f"max_queue_s is {self._max_queue_s:g}: a request would wait for about "
                 f"{wait_s:.1f} s",
-                retry_after_s=wait_s / 2,
+                retry_after_s=min(wait_s / 2, _RETRY_MAX_S),
                 metadata={"limit": "max_queue_s", "value": self._max_queue_s, "wait_s": wait_s},
             )
 
-    def _expected_wait_s(self) -> float:
-        """How long those that wait now will take to be run."""
-        tokens = self._waiting.tokens
-        if not tokens:
-            return 0.0
-        rate = self._drain.tokens_per_s
-        return tokens / rate if rate else tokens * self._cost.cost.per_token_s / self._slots.count
-
     def _leave(self, submission: Submission) -> None:
+        """Take what waits of a submission out of the queue."""
         dropped = [item for item in submission.items if self._waiting.remove(item)]
         if dropped:
             self._meter.left(len(dropped), sum(item.length for item in dropped))
@@ -242,29 +252,40 @@ class Batcher:
             return
 
     def _in_time(self, decision: Decision) -> tuple[Item, ...]:
-        """Fail those whose deadline would pass during their run; the device is for the rest."""
-        items = decision.items
-        tokens = sum(item.length for item in items)
-        run_s = self._cost.cost.seconds(len(items), tokens, items[-1].length)
-        if decision.wide:
-            run_s /= self._backend.wide_speedup
-        latest_s = self._clock() + _RUN_TRUST * run_s
-        if all(item.submission.deadline_s >= latest_s for item in items):
-            return items
-        kept = []
-        for item in items:
-            if item.submission.deadline_s >= latest_s:
-                kept.append(item)
-            else:
-                self._drop(item, DeadlineExceeded("the deadline is too near for the model to run"))
-                self._observer.items_dropped(1)
-        return tuple(kept)
+        """The items of a batch that can be answered in time; the device is for them.
 
-    def _drop(self, item: Item, reason: ShoalError) -> None:
-        """Fail an item that waits."""
-        self._waiting.remove(item)
-        self._meter.left(1, item.length)
-        item.submission.fail(reason)
+        Those that would be late even alone are failed. If others would be late only
+        because of their mates, the most urgent runs with the mates that it has time for,
+        and the rest waits on.
+        """
+        items, now_s = decision.items, self._clock()
+        earliest_s = min(item.submission.deadline_s for item in items)
+        if earliest_s == math.inf or (
+            now_s + self._least_s(items, wide=decision.wide) <= earliest_s
+        ):
+            return items
+        for item in items:
+            if now_s + self._least_s([item], wide=decision.wide) > item.submission.deadline_s:
+                item.submission.fail(
+                    DeadlineExceeded("the deadline is nearer than the end of a run")
+                )
+                self._leave(item.submission)
+        left = [item for item in items if not item.submission.failed]
+        if not left:
+            return ()
+        left.sort(key=lambda item: item.submission.deadline_s)
+        ends_s = left[0].submission.deadline_s
+        batch = left[:1]
+        for item in left[1:]:
+            if now_s + self._least_s([*batch, item], wide=decision.wide) <= ends_s:
+                batch.append(item)
+        return tuple(batch)
+
+    def _least_s(self, items: Sequence[Item], *, wide: bool) -> float:
+        """What a run of `items` takes at the least."""
+        lengths = [item.length for item in items]
+        run_s = self._cost.cost.seconds(len(items), sum(lengths), max(lengths))
+        return _RUN_TRUST * run_s / (self._backend.wide_speedup if wide else 1.0)
 
     def _decide(self) -> Decision:
         self._cost.set_padding_free(self._backend.padding_free)
@@ -306,7 +327,11 @@ class Batcher:
         self._meter.started()
         self._running.add(items)
         self._idle.clear()
-        self._executor.submit(self._work, items, held_slots)
+        try:
+            self._executor.submit(self._work, items, held_slots)
+        except RuntimeError:  # it was shut down, or the system has no thread left
+            log.exception("run_not_started", items=len(items))
+            self._finish(items, held_slots, InferenceFailed("the run could not be started"))
 
     def _work(self, items: tuple[Item, ...], held_slots: int) -> None:
         """In a worker thread: run, and hop back to the loop once, whatever happened."""

@@ -15,6 +15,7 @@ only while what it adds is less than a run of its own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -28,7 +29,8 @@ FIXED_SHARE = 0.03
 _MEMORY = 0.995
 # Runs between two fits; solving costs as much as forming several batches.
 _FIT_EVERY = 32
-# A run that took so much longer than expected was held up by something else.
+# A run that took longer than so many times what was expected was held up by something
+# else, or the machine has become slower: it counts as that much. Many such say which.
 _OUTLIER = 4.0
 # What attention costs before it was seen: all-MiniLM-L6-v2 has about 1/600.
 _SQUARE_PER_TOKEN = 1 / 600
@@ -36,6 +38,8 @@ _SQUARE_PER_TOKEN = 1 / 600
 # leave open: from texts of one length nobody can tell the terms apart.
 _GUESS_WEIGHT = 0.05
 _LEAST_S = 1e-9
+# Of a run, whatever a clock says.
+_SHORTEST_S = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +101,7 @@ class CostModel:
         Args:
             seed: At least two, of different numbers of tokens.
         """
+        seed = [replace(each, seconds=max(each.seconds, _SHORTEST_S)) for each in seed]
         self._guess = _guess(seed)
         # Of the normal equations, the upper triangle by rows, and the right-hand side.
         self._normal = [0.0] * 6
@@ -114,9 +119,9 @@ class CostModel:
             + cost.per_token_s * sample.tokens
             + cost.per_square_s * sample.items * sample.longest**2
         )
-        if not 0 < sample.seconds <= _OUTLIER * expected_s:
+        if not 0 < sample.seconds < math.inf:
             return
-        self._add(sample)
+        self._add(replace(sample, seconds=min(sample.seconds, _OUTLIER * expected_s)))
         self._runs += 1
         if self._runs % _FIT_EVERY == 0:
             self.cost = replace(self._fit(), padding_free=cost.padding_free)

@@ -6,12 +6,16 @@ import math
 from dataclasses import dataclass
 
 # Weight of the newest gap between arrivals in their running mean. Callers that wait for
-# their answers come back in bursts; the mean is to span several of them.
+# their answers come back in bursts; the mean is to span several of them. A gap counts as
+# no more than the longest that matters, so that a quiet hour is soon forgotten.
 _GAP_WEIGHT = 0.05
+_GAP_MAX_S = 0.1
 # By which share the peaks come down to what is inside, with every run that starts.
 _FORGET = 0.05
 # Over which time the rate is averaged: longer than any run, shorter than a deadline.
 _RATE_S = 1.0
+# For how much time the guess counts: until a queue was seen for longer than that.
+_RATE_GUESS_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +28,8 @@ class Load:
 
     last_arrival_s: float = -math.inf
     """When the last request arrived."""
-    gap_s: float = math.inf
-    """Typical time between two requests; infinite when unknown."""
+    gap_s: float = _GAP_MAX_S
+    """Typical time between two requests; long while nothing is known."""
     items: float = 0.0
     """Peak of the items inside."""
     tokens: float = 0.0
@@ -41,14 +45,13 @@ class LoadMeter:
         self._peak_items = 0.0
         self._peak_tokens = 0.0
         self._last_arrival_s = -math.inf
-        self._gap_s = math.inf
+        self._gap_s = _GAP_MAX_S
 
     def arrived(self, now_s: float, items: int, tokens: int) -> None:
         """A request came in."""
-        gap_s = now_s - self._last_arrival_s
+        gap_s = min(now_s - self._last_arrival_s, _GAP_MAX_S)
         self._last_arrival_s = now_s
-        known_s = self._gap_s
-        self._gap_s = gap_s if math.isinf(known_s) else known_s + _GAP_WEIGHT * (gap_s - known_s)
+        self._gap_s += _GAP_WEIGHT * (gap_s - self._gap_s)
         self._items += items
         self._tokens += tokens
         self._peak_items = max(self._peak_items, self._items)
@@ -82,9 +85,11 @@ class DrainRate:
     """
 
     def __init__(self) -> None:
-        self.tokens_per_s: float | None = None
-        """None until a queue was seen."""
-        self._since_s: float | None = None
+        # Both decay with time.
+        self._tokens = 0.0
+        self._queued_s = 0.0
+        self._updated_s = -math.inf
+        self._queued_since_s: float | None = None
 
     def ended(self, now_s: float, tokens: int, *, waiting: bool) -> None:
         """A run ended.
@@ -94,10 +99,19 @@ class DrainRate:
             tokens: Of its items, without padding.
             waiting: Whether more items wait.
         """
-        since_s, self._since_s = self._since_s, now_s if waiting else None
-        if since_s is None or now_s <= since_s:
-            return
-        rate = tokens / (now_s - since_s)
-        known = self.tokens_per_s
-        weight = 1.0 - math.exp((since_s - now_s) / _RATE_S)
-        self.tokens_per_s = rate if known is None else known + weight * (rate - known)
+        since_s, self._queued_since_s = self._queued_since_s, now_s if waiting else None
+        kept = math.exp(min(0.0, self._updated_s - now_s) / _RATE_S)
+        self._tokens *= kept
+        self._queued_s *= kept
+        self._updated_s = now_s
+        if since_s is not None:
+            self._tokens += tokens
+            self._queued_s += now_s - since_s
+
+    def tokens_per_s(self, guess: float) -> float:
+        """How many are run in a second while others wait.
+
+        Args:
+            guess: For as long as no queue was seen lately.
+        """
+        return (self._tokens + guess * _RATE_GUESS_S) / (self._queued_s + _RATE_GUESS_S)

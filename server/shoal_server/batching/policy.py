@@ -19,7 +19,8 @@ from shoal_server.batching.load import Load
 from shoal_server.batching.queue import Item, WaitingItems
 
 # Items that one decision looks at, the oldest ones: enough to find mates of like
-# length, few enough for the decision to cost the same however many wait.
+# length, few enough for the decision to cost the same however many wait. Where a batch
+# may hold more, so many.
 HORIZON = 64
 
 
@@ -74,7 +75,7 @@ def decide(
         load: What has been coming.
         layout: What is free.
     """
-    oldest = waiting.oldest(HORIZON)
+    oldest = waiting.oldest(max(HORIZON, limits.max_items))
     if not oldest:
         return Decision()
     share = _share(max(load.tokens, waiting.tokens), cost.enough_tokens, layout.slots)
@@ -110,9 +111,10 @@ def _best_batch(
 ) -> tuple[Item, ...]:
     """The batch of the oldest item in the cheapest partition of `oldest`.
 
-    Some cheapest partition is contiguous in the order of lengths (exchanging two
-    items between batches so that the shorter ones are together raises no batch's
-    longest), so dynamic programming over that order finds it.
+    Some cheapest partition into batches of given sizes is contiguous in the order of
+    lengths (exchanging two items between batches so that the shorter ones are together
+    raises no batch's longest), so dynamic programming over that order finds it. Where
+    "large enough" cuts by tokens that holds to within a few percent.
     """
     if len(oldest) == 1:
         return (oldest[0],)

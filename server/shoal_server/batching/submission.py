@@ -86,6 +86,11 @@ class Submission:
         if self._left == 0 and not self._done.done():
             self._done.set_result(None)
 
+    @property
+    def failed(self) -> bool:
+        """Whether nobody is to be answered any longer, though items may be left."""
+        return self._done.done() and self._left > 0
+
     def fail(self, error: ShoalError) -> None:
         """One item failed, and with it the request; the first failure is told."""
         if not self._done.done():

@@ -4,8 +4,9 @@ A GPU's libraries and ONNX Runtime's planning of memory do work for every shape 
 new to them, and buffers are made for one. So that shapes can be met before the first
 caller comes, there are few: a batch is padded up to the next one.
 
-That costs nothing where a run waits for launches more than it computes, and up to an
-eighth of the run where it computes: there are eight shapes an octave, 64, 72, 80, … 128,
+That costs nothing where a run waits for launches more than it computes, and, of batches
+that are large enough to compute, up to an eighth for the lengths and as much for the
+items: there are eight shapes an octave, 64, 72, 80, … 128,
 144, …, and below 64 every eighth length, the width of a tensor core's tile. Up to eight
 texts their number is a power of two.
 """

@@ -88,8 +88,10 @@ class PackedCache:
             return None
         try:
             whole = self._is_whole(folder, seal)
-        except OSError:
+        except FileNotFoundError:
             whole = False
+        except OSError:  # it may be the machine's trouble, not the entry's
+            return None
         if not whole:
             shutil.rmtree(folder, ignore_errors=True)
             return None

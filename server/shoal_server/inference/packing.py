@@ -6,7 +6,7 @@ its weights for this CPU's kernels into a file of their own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +24,11 @@ log = structlog.get_logger(__name__)
 # Smaller tensors stay in the graph.
 _EXTERNAL_MIN_BYTES = 1024
 _PAD_ID = 0  # any token id does: the mask hides it
+_REASON_MAX = 300
 
 
 def save_packed(source: Path, target: Path, *, vocabulary_size: int, max_tokens: int) -> None:
     """Write the packed form of a graph, and its weights beside it.
-
-    A graph that gives other bits when padding is folded away is packed as it is.
 
     Args:
         source: A graph; its external weights lie beside it.
@@ -37,17 +36,49 @@ def save_packed(source: Path, target: Path, *, vocabulary_size: int, max_tokens:
         vocabulary_size: Token ids are below.
         max_tokens: What the model takes.
     """
+    folded = without_padding(source, vocabulary_size=vocabulary_size, max_tokens=max_tokens)
+    graph = source.read_bytes() if folded is None else folded.SerializeToString()
+    _open(
+        graph,
+        source.parent,
+        optimized_model_filepath=target,
+        entries={
+            "session.optimized_model_external_initializers_file_name": WEIGHTS,
+            "session.optimized_model_external_initializers_min_size_in_bytes": (
+                str(_EXTERNAL_MIN_BYTES)
+            ),
+            "session.save_external_prepacked_constant_initializers": "1",
+        },
+    )
+
+
+def without_padding(
+    source: Path, *, vocabulary_size: int, max_tokens: int
+) -> onnx.ModelProto | None:
+    """A graph that computes no padding, its weights left where they are.
+
+    Args:
+        source: A graph; its external weights lie beside it.
+        vocabulary_size: Token ids are below.
+        max_tokens: What the model takes.
+
+    Returns:
+        The changed graph; None where there is little to gain, where it would give other
+        bits, and where changing it does not work out, whatever the reason.
+    """
     model = onnx.load(source, load_external_data=False)
-    if fold_padding(model):
-        folded = _save(model.SerializeToString(), source.parent, target)
+    try:
+        if not fold_padding(model):
+            return None
+        folded = OnnxModel(_open(model.SerializeToString(), source.parent), _PAD_ID)
         plain = OnnxModel.open(source, threads=1, pad_id=_PAD_ID)
-        runs = _runs(OnnxModel(folded, _PAD_ID)), _runs(plain)
-        if same_vectors(*runs, vocabulary_size, max_tokens):
-            return
-        log.warning("padding_kept", graph=str(source), reason="other bits without padding")
-        target.unlink()
-        target.with_name(WEIGHTS).unlink(missing_ok=True)
-    _save(source.read_bytes(), source.parent, target)
+        if same_vectors(_runs(folded), _runs(plain), vocabulary_size, max_tokens):
+            return model
+        log.info("padding_kept", graph=source.name, reason="other bits without it")
+    except Exception as error:
+        # Graphs of all kinds come here, and the plain one always serves.
+        log.info("padding_kept", graph=source.name, reason=repr(error)[:_REASON_MAX])
+    return None
 
 
 def _runs(model: OnnxModel) -> Run:
@@ -57,19 +88,19 @@ def _runs(model: OnnxModel) -> Run:
     return run
 
 
-def _save(graph: bytes, weights_folder: Path, target: Path) -> ort.InferenceSession:
+def _open(
+    graph: bytes,
+    weights_folder: Path,
+    *,
+    optimized_model_filepath: Path | None = None,
+    entries: Mapping[str, str] | None = None,
+) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 4  # it warns that the form depends on the CPU: we know
-    options.optimized_model_filepath = str(target)
-    for name, value in (
-        ("session.model_external_initializers_file_folder_path", str(weights_folder)),
-        ("session.optimized_model_external_initializers_file_name", WEIGHTS),
-        (
-            "session.optimized_model_external_initializers_min_size_in_bytes",
-            str(_EXTERNAL_MIN_BYTES),
-        ),
-        ("session.save_external_prepacked_constant_initializers", "1"),
-    ):
+    if optimized_model_filepath is not None:
+        options.optimized_model_filepath = str(optimized_model_filepath)
+    folder = {"session.model_external_initializers_file_folder_path": str(weights_folder)}
+    for name, value in (folder | dict(entries or {})).items():
         options.add_session_config_entry(name, value)
     return ort.InferenceSession(graph, sess_options=options, providers=["CPUExecutionProvider"])

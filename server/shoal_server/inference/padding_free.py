@@ -17,8 +17,9 @@ are those of the graph as it was. `same_vectors` checks that for a given graph.
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +35,8 @@ METADATA_KEY = "shoal.padding_free"
 _FOLDED = "shoal/tokens/"
 _INDEX = "shoal/places/"
 _PRODUCTS = frozenset({"MatMul", "MatMulInteger"})
+# Below this share of the weights of all products, padding is still computed for the most.
+_LEAST_SHARE = 0.75
 # What these give for a token depends on that token alone, whatever the opset.
 _ELEMENTWISE = frozenset(
     {
@@ -65,13 +68,14 @@ def fold_padding(model: onnx.ModelProto) -> bool:
             Changed in place.
 
     Returns:
-        Whether there was something to change.
+        Whether it was changed: not if it was before, or if there is little to gain.
     """
     if any(each.key == METADATA_KEY for each in model.metadata_props):
         return False
-    if all(each.name != ATTENTION_MASK for each in model.graph.input):
+    shapes, types = _shapes(model)
+    if len(shapes.get(ATTENTION_MASK, ())) != 2:
         return False
-    return _Folding(model).fold()
+    return _Folding(model, shapes, types).fold()
 
 
 def same_vectors(one: Run, other: Run, vocabulary_size: int, max_tokens: int) -> bool:
@@ -97,18 +101,26 @@ def same_vectors(one: Run, other: Run, vocabulary_size: int, max_tokens: int) ->
 class _Folding:
     """One graph on its way."""
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        shapes: dict[str, list[int | str]],
+        types: dict[str, int],
+    ) -> None:
         self._model = model
         self._graph = model.graph
         self._constants = _constants(self._graph)
-        self._shapes, self._types = _shapes(model)
+        self._shapes, self._types = shapes, types
         self._tokens = self._shapes[ATTENTION_MASK]
         # By the name of a rectangle: the folded tensor that holds the same.
         self._folded: dict[str, str] = {}
         # Rectangles that nothing computes any longer unless they are unfolded.
         self._gone: set[str] = set()
+        # What the graph will be made of.
         self._nodes: list[onnx.NodeProto] = []
-        self._products = 0
+        self._added: list[onnx.TensorProto] = []
+        self._known: list[onnx.ValueInfoProto] = []
+        self._weights_folded = 0
 
     def fold(self) -> bool:
         for node in list(self._graph.node):
@@ -118,16 +130,27 @@ class _Folding:
                 self._add("Concat", [_INDEX + "batch_tokens", self._width_of(node.input[0])],
                           node.output[0], axis=0)  # fmt: skip
             else:
-                self._unfold_all(node.input)
+                self._unfold_all(names_read([node]))
                 self._nodes.append(node)
         self._unfold_all([each.name for each in self._graph.output])
-        if not self._products:
+        if self._weights_folded <= _LEAST_SHARE * self._weights():
             return False
         index = list(self._index())
         del self._graph.node[:]
         self._graph.node.extend([*index, *self._nodes])
+        self._graph.initializer.extend(self._added)
+        self._graph.value_info.extend(self._known)
         self._model.metadata_props.append(onnx.StringStringEntryProto(key=METADATA_KEY, value="1"))
         return True
+
+    def _weights(self) -> int:
+        """Numbers in the weights of all products."""
+        return sum(
+            math.prod(self._constants[node.input[1]])
+            for node in self._graph.node
+            if node.op_type in {*_PRODUCTS, "Gemm"}
+            and len(self._constants.get(node.input[1], ())) == 2
+        )
 
     # -- what can be folded --------------------------------------------------------
 
@@ -220,7 +243,8 @@ class _Folding:
         for at, name in enumerate(node.output):
             folded.output[at] = self._name_folded(name)
             self._gone.add(name)
-        self._products += node.op_type in _PRODUCTS
+        if node.op_type in _PRODUCTS:
+            self._weights_folded += math.prod(self._constants[node.input[1]])
         self._nodes.append(folded)
 
     def _fold(self, name: str) -> str:
@@ -238,12 +262,12 @@ class _Folding:
         # have fused in the rectangles, no less and no more: fused nodes round otherwise.
         known = self._shapes[name][:2] == self._tokens
         number = _INDEX + "number" if known else None
-        self._graph.value_info.append(
+        self._known.append(
             helper.make_tensor_value_info(folded, self._types[name], [1, number, self._width(name)])
         )
         return folded
 
-    def _unfold_all(self, names: Sequence[str]) -> None:
+    def _unfold_all(self, names: Iterable[str]) -> None:
         for name in names:
             if name not in self._gone:
                 continue
@@ -304,8 +328,18 @@ class _Folding:
     def _initializer(self, name: str, value: npt.NDArray[np.int64]) -> str:
         if name not in self._constants:
             self._constants[name] = list(value.shape)
-            self._graph.initializer.append(numpy_helper.from_array(value, name))
+            self._added.append(numpy_helper.from_array(value, name))
         return name
+
+
+def names_read(nodes: Iterable[onnx.NodeProto]) -> Iterator[str]:
+    """Names of the tensors that nodes read, in their subgraphs too."""
+    for node in nodes:
+        yield from node.input
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                yield from names_read(graph.node)
+                yield from (output.name for output in graph.output)
 
 
 def _constants(graph: onnx.GraphProto) -> dict[str, list[int]]:
@@ -322,7 +356,11 @@ def _constants(graph: onnx.GraphProto) -> dict[str, list[int]]:
 
 def _shapes(model: onnx.ModelProto) -> tuple[dict[str, list[int | str]], dict[str, int]]:
     """Of the tensors by name: shapes (sizes, or names of sizes, empty if unknown), and types."""
+    # What exporters wrote down may use other names for B and T than the inputs do.
+    stored = list(model.graph.value_info)
+    del model.graph.value_info[:]
     graph = shape_inference.infer_shapes(model, data_prop=True).graph
+    model.graph.value_info.extend(stored)
     shapes: dict[str, list[int | str]] = {}
     types: dict[str, int] = {}
     for value in (*graph.input, *graph.value_info, *graph.output):

@@ -30,7 +30,7 @@ exact, so that a vector is the same to the bit in any batch.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeGuard
 
@@ -39,6 +39,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from shoal_server.inference.padding_free import names_read
 from shoal_server.preparation.errors import Unsupported
 
 Float32 = NDArray[np.float32]
@@ -160,7 +161,7 @@ class _Rewriter:
                 self._nodes.append(node)
         del self._graph.node[:]
         self._graph.node.extend(self._nodes)
-        used = set(_inputs(self._nodes)) | {output.name for output in self._graph.output}
+        used = set(names_read(self._nodes)) | {output.name for output in self._graph.output}
         kept = [tensor for tensor in self._graph.initializer if tensor.name in used]
         del self._graph.initializer[:]
         self._graph.initializer.extend(kept)
@@ -365,7 +366,7 @@ def _is_float_matrix(tensor: TensorProto | None) -> TypeGuard[TensorProto]:
 
 def _biases(graph: onnx.GraphProto, weights: Mapping[str, TensorProto]) -> dict[str, str]:
     """By product: the output of the node that adds a bias to it and is its only reader."""
-    readers = Counter(_inputs(graph.node)) + Counter(output.name for output in graph.output)
+    readers = Counter(names_read(graph.node)) + Counter(output.name for output in graph.output)
     products = {n.output[0]: n.input[1] for n in graph.node if _is_product(n, weights)}
     found = {}
     for node in graph.node:
@@ -384,13 +385,3 @@ def _product_and_bias(node: onnx.NodeProto, weights: Mapping[str, TensorProto]) 
             if constant in weights and tensor not in weights:
                 return tensor, constant
     return "", ""
-
-
-def _inputs(nodes: Iterable[onnx.NodeProto]) -> Iterator[str]:
-    """Names that nodes read, in their subgraphs too."""
-    for node in nodes:
-        yield from node.input
-        for attribute in node.attribute:
-            for graph in (attribute.g, *attribute.graphs):
-                yield from _inputs(graph.node)
-                yield from (output.name for output in graph.output)

@@ -18,7 +18,7 @@ from pathlib import Path
 import onnx
 
 from shoal_server.core import ModelKey
-from shoal_server.inference.padding_free import fold_padding
+from shoal_server.inference.packing import without_padding
 from shoal_server.preparation.calibration import calibrate
 from shoal_server.preparation.check import cosine, embed_texts, is_batch_invariant
 from shoal_server.preparation.errors import ReferenceMismatch, Unsupported
@@ -106,8 +106,13 @@ def quantize(
 def _in_int8(
     folder: Path, manifest: VersionManifest, scratch: Path, progress: Progress
 ) -> onnx.ModelProto:
-    graph = onnx.load(str(folder / GRAPH_FILE), load_external_data=False)
-    fold_padding(graph)  # afterwards the products are not to be recognised any longer
+    source = folder / GRAPH_FILE
+    # Afterwards the products are not to be recognised any longer.
+    graph = without_padding(
+        source, vocabulary_size=manifest.vocabulary_size, max_tokens=manifest.max_tokens
+    )
+    if graph is None:
+        graph = onnx.load(str(source), load_external_data=False)
     names = activations(graph)
     seen = calibrate(graph, names, folder, folder / TOKENIZER_FILE, manifest.max_tokens)
     load_weights(graph, folder)

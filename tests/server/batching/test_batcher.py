@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from shoal_server.batching import batcher
-from shoal_server.batching.policy import Decision
+from shoal_server.batching.policy import BatchLimits, Decision
 from shoal_server.batching.submission import Submission
 from shoal_server.core import Priority
 from shoal_server.errors import (
@@ -375,15 +375,77 @@ async def test_a_queue_that_is_too_long_takes_nobody_in() -> None:
 async def test_the_wait_is_told_from_how_fast_the_queue_drained() -> None:
     """A device that is ten times slower than its runs say makes deadlines ten times nearer."""
     bench = Bench()
-    submissions = [bench.batcher.submit([ids(1, 50)]) for _ in range(8)]
-    for _ in range(5):
+    submissions = [bench.batcher.submit([ids(1, 50)]) for _ in range(40)]
+    for _ in range(20):
         bench.now_s += 0.05
         await bench.executor.open_gate()
-    with pytest.raises(DeadlineExceeded, match="120 ms are left"):
-        bench.batcher.submit([ids(1, 50)], deadline_s=bench.now_s + 0.12)
-    bench.batcher.submit([ids(1, 50)], deadline_s=bench.now_s + 0.2).abandon()
+    with pytest.raises(DeadlineExceeded, match="500 ms are left"):
+        bench.batcher.submit([ids(1, 50)], deadline_s=bench.now_s + 0.5)
+    bench.batcher.submit([ids(1, 50)], deadline_s=bench.now_s + 2.0).abandon()
     while len(bench.executor):
         await bench.executor.open_gate()
     for submission in submissions:
         await assert_rows(submission, [ids(1, 50)])
+    bench.check()
+
+
+async def test_an_urgent_item_is_not_late_for_its_mates() -> None:
+    """What has time to run alone, or with some of those who wait, runs so."""
+    bench = Bench(limits=BatchLimits(32, 4096, 0.9, 0.0))
+    running = bench.batcher.submit([ids(1, 8)])
+    mates = [bench.batcher.submit([ids(2, 20)]) for _ in range(20)]
+    urgent = bench.batcher.submit(
+        [ids(3, 20)], deadline_s=bench.now_s + 0.1, priority=Priority.HIGH
+    )
+    bench.now_s += 0.09
+    while len(bench.executor):
+        await bench.executor.open_gate()
+    await assert_rows(running, [ids(1, 8)])
+    await assert_rows(urgent, [ids(3, 20)])
+    for mate in mates:
+        await assert_rows(mate, [ids(2, 20)])
+    assert ids(3, 20) in bench.backend.batches[1]
+    assert len(bench.backend.batches[1]) < len(bench.backend.batches[2])
+    bench.check()
+
+
+async def test_a_request_that_failed_runs_no_further() -> None:
+    """When one of its items can not be answered in time, its others leave the queue."""
+    bench = Bench()
+    running = bench.batcher.submit([ids(1, 8)])
+    late = bench.batcher.submit([ids(2, 60), *([ids(3, 4)] * 8)], deadline_s=bench.now_s + 0.05)
+    bench.now_s += 0.047
+    while len(bench.executor):
+        await bench.executor.open_gate()
+    with pytest.raises(DeadlineExceeded):
+        await late.rows()
+    await assert_rows(running, [ids(1, 8)])
+    assert bench.backend.batches == [[ids(1, 8)]]
+    assert bench.observer.dropped == 9
+    bench.check()
+
+
+async def test_a_request_too_large_for_its_deadline_is_refused() -> None:
+    """Each text would be in time alone, all of them never."""
+    bench = Bench()
+    with pytest.raises(DeadlineExceeded):
+        bench.batcher.submit([ids(1, 50)] * 200, deadline_s=bench.now_s + 0.5)
+    bench.check()
+
+
+async def test_a_run_that_can_not_be_started_fails_its_callers() -> None:
+    """No caller waits for ever, and no slot is lost."""
+    bench = Bench()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench.executor, "submit", refuse)
+        submission = bench.batcher.submit([ids(1)])
+    with pytest.raises(InferenceFailed):
+        await submission.rows()
+    after = bench.batcher.submit([ids(2)])
+    await bench.executor.open_gate()
+    await assert_rows(after, [ids(2)])
     bench.check()

@@ -11,7 +11,17 @@ from shoal_server.batching.load import DrainRate, Load, LoadMeter
 
 def test_nothing_came_yet() -> None:
     """A fresh meter expects nobody."""
-    assert LoadMeter().load == Load(-math.inf, math.inf, 0.0, 0.0)
+    assert LoadMeter().load == Load(-math.inf, items=0.0, tokens=0.0)
+    assert LoadMeter().load.gap_s >= 0.1
+
+
+def test_a_quiet_hour_is_soon_forgotten() -> None:
+    """When requests come fast again, the gap says so within a second."""
+    meter = LoadMeter()
+    meter.arrived(0.0, 1, 1)
+    for at in range(150):
+        meter.arrived(3600.0 + at * 0.001, 1, 1)
+    assert meter.load.gap_s < 0.002
 
 
 def test_the_peak_is_what_was_inside_at_once() -> None:
@@ -48,13 +58,22 @@ def test_the_gap_is_the_mean_time_between_requests() -> None:
     assert meter.load.last_arrival_s == pytest.approx(now_s - 0.0005)
 
 
+def test_before_a_queue_was_seen_the_rate_is_a_guess() -> None:
+    """The caller's; two slots that end at once do not turn it into millions."""
+    drain = DrainRate()
+    assert drain.tokens_per_s(10_000.0) == 10_000
+    drain.ended(1.0, 100, waiting=True)
+    drain.ended(1.00005, 100, waiting=True)
+    assert drain.tokens_per_s(10_000.0) < 20_000
+
+
 def test_the_rate_is_that_of_the_queue() -> None:
     """Tokens of all runs that ended while others waited, over the time it took."""
     drain = DrainRate()
-    assert drain.tokens_per_s is None
     for run in range(500):
         drain.ended(run * 0.01, 50, waiting=True)
-    assert drain.tokens_per_s == pytest.approx(5000, rel=0.01)
+    assert drain.tokens_per_s(5000.0) == pytest.approx(5000, rel=0.01)
+    assert drain.tokens_per_s(50_000.0) == pytest.approx(5000, rel=1.0)
 
 
 def test_an_empty_queue_is_no_slow_queue() -> None:
@@ -63,4 +82,13 @@ def test_an_empty_queue_is_no_slow_queue() -> None:
     for run in range(500):
         drain.ended(run * 1.0, 50, waiting=True)
         drain.ended(run * 1.0 + 0.01, 50, waiting=False)
-    assert drain.tokens_per_s == pytest.approx(5000, rel=0.01)
+    assert drain.tokens_per_s(5000.0) == pytest.approx(5000, rel=0.01)
+
+
+def test_an_old_rate_is_forgotten() -> None:
+    """What a slow hour showed does not refuse callers an hour later."""
+    drain = DrainRate()
+    for run in range(100):
+        drain.ended(run * 1.0, 100, waiting=run < 99)
+    drain.ended(3700.0, 100, waiting=False)
+    assert drain.tokens_per_s(10_000.0) == pytest.approx(10_000, rel=0.01)

@@ -255,3 +255,11 @@ def test_a_batch_leaves_the_other_slot_its_share(loop: asyncio.AbstractEventLoop
     waiting = wait_with(loop, *((0.0, [10]) for _ in range(6)))
     layout = Layout(free_slots=1, slots=2)
     assert len(decide(waiting, 0.0, LIMITS, COST, load, layout).items) == 4
+
+
+def test_a_batch_may_be_as_large_as_its_limit(loop: asyncio.AbstractEventLoop) -> None:
+    """A GPU's limit of hundreds is not cut to what a decision usually looks at."""
+    waiting = wait_with(loop, *((0.0, [8]) for _ in range(500)))
+    limits = BatchLimits(max_items=128, max_tokens=1 << 20, max_padding_waste=0.2, max_wait_s=0.0)
+    gpu = RunCost(fixed_s=5e-3, per_token_s=1e-7)
+    assert len(decide(waiting, 1.0, limits, gpu, QUIET, ONE).items) == 128

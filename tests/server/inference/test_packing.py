@@ -12,7 +12,7 @@ import pytest
 from shoal_server.inference import packing
 from shoal_server.inference.onnx_model import OnnxModel
 from shoal_server.inference.packed import GRAPH
-from shoal_server.inference.packing import save_packed
+from shoal_server.inference.packing import save_packed, without_padding
 from tests.server.inference.transformer import VOCABULARY, transformer
 from tests.tiny_model import MAX_TOKENS, WORDS, make_tiny_model
 
@@ -76,12 +76,28 @@ def test_a_graph_that_would_give_other_bits_is_packed_as_it_is(
 ) -> None:
     """Speed never costs a bit."""
     monkeypatch.setattr(packing, "same_vectors", lambda *_: False)
+    assert without_padding(source, vocabulary_size=VOCABULARY, max_tokens=64) is None
     save_packed(source, target, vocabulary_size=VOCABULARY, max_tokens=64)
     model = OnnxModel.open(source, threads=1, pad_id=0)
     plain = vectors(model)
     model.adopt(target, threads=1, wide_threads=1)
     assert vectors(model).tobytes() == plain.tobytes()
     assert not model.padding_free
+
+
+def test_a_graph_that_can_not_be_changed_is_packed_as_it_is(
+    source: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever goes wrong on the way, the plain graph serves."""
+
+    def fail(_: onnx.ModelProto) -> bool:
+        raise KeyError("a graph as never seen before")
+
+    monkeypatch.setattr(packing, "fold_padding", fail)
+    save_packed(source, target, vocabulary_size=VOCABULARY, max_tokens=64)
+    packed = OnnxModel.open(target, threads=1, pad_id=0, packed=True)
+    plain = OnnxModel.open(source, threads=1, pad_id=0)
+    assert vectors(packed).tobytes() == vectors(plain).tobytes()
 
 
 def test_the_default_model_is_free_of_padding(target: Path) -> None:

@@ -10,10 +10,11 @@ import onnx
 import onnxruntime as ort
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
 
 from shoal_server.inference.collate import collate
 from shoal_server.inference.padding_free import METADATA_KEY, fold_padding, same_vectors
-from tests.server.inference.transformer import NAN_ID, VOCABULARY, transformer
+from tests.server.inference.transformer import NAN_ID, VOCABULARY, WIDTH, transformer
 
 Float32 = npt.NDArray[np.float32]
 
@@ -43,6 +44,7 @@ def folded(model: onnx.ModelProto) -> onnx.ModelProto:
 
 PLAIN = transformer()
 BOTH = Vectors(PLAIN), Vectors(folded(PLAIN))
+SOME = [[1, 2, 3], [4], [5, 6, 7, 8, 9]]
 BATCHES = st.lists(st.lists(st.integers(0, NAN_ID - 1), max_size=12), min_size=1, max_size=6)
 
 
@@ -117,6 +119,49 @@ def test_a_graph_without_products_stays_as_it_is() -> None:
     before = model.SerializeToString()
     assert not fold_padding(model)
     assert model.SerializeToString() == before
+
+
+def test_a_graph_of_which_little_can_be_folded_stays_as_it_is() -> None:
+    """Where most products take the rectangle all the same, padding is not free."""
+    model = transformer()
+    for node in model.graph.node:
+        if node.op_type == "MatMul" and node.input[1] in ("key", "value", "out", "up"):
+            node.op_type, node.domain = "FusedMatMul", "com.microsoft"
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    before = model.SerializeToString()
+    assert not fold_padding(model)
+    assert model.SerializeToString() == before
+
+
+def test_names_that_an_exporter_wrote_down_do_not_matter() -> None:
+    """Stored shapes call the batch and the length what they like."""
+    model = transformer()
+    model.graph.value_info.append(
+        helper.make_tensor_value_info(
+            "words", TensorProto.FLOAT, ["batch_size", "sequence_length", WIDTH]
+        )
+    )
+    np.testing.assert_array_equal(Vectors(folded(model))(SOME), BOTH[0](SOME))
+
+
+def test_what_a_subgraph_reads_is_unfolded() -> None:
+    """A branch that captures a rectangle from outside finds it."""
+    model = transformer()
+    rectangle = helper.make_tensor_value_info("branch", TensorProto.FLOAT, None)
+    branch = helper.make_graph(
+        [helper.make_node("Identity", ["below"], ["branch"])], "branch", [], [rectangle]
+    )
+    condition = numpy_helper.from_array(np.array(True), "yes")
+    model.graph.initializer.append(condition)
+    for at, node in enumerate(model.graph.node):
+        if node.output[0] == "hidden":
+            node.input[0] = "chosen"
+            choice = helper.make_node(
+                "If", ["yes"], ["chosen"], then_branch=branch, else_branch=branch
+            )
+            model.graph.node.insert(at, choice)
+            break
+    np.testing.assert_array_equal(Vectors(folded(model))(SOME), BOTH[0](SOME))
 
 
 def test_a_graph_without_a_mask_stays_as_it_is() -> None:
