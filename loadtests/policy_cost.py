@@ -25,7 +25,7 @@ _ITEMS, _ROUNDS = 1_500, 5
 _LIMITS = BatchLimits(max_items=32, max_tokens=8192, max_padding_waste=0.1, max_wait_s=0.005)
 # About all-MiniLM-L6-v2 on one core (docs/performance.md).
 _COST = RunCost(fixed_s=1e-3, per_token_s=220e-6, per_square_s=3.5e-7, padding_free=True)
-_LOAD = Load(last_arrival_s=0.0, gap_s=1e-3)
+_LOAD = Load(last_arrival_s=0.0, next_s=1e-3)
 _LAYOUT = Layout(free_slots=1, slots=2)
 
 

@@ -226,7 +226,7 @@ class Simulation:
 
     def _finish(self, items: tuple[Item, ...]) -> None:
         self._free_slots += 1
-        self._meter.left(len(items), sum(item.length for item in items))
+        self._meter.left(self.machine.now_s, len(items), sum(item.length for item in items))
         self._pump()
         seconds = self._steps.answer_s + self._steps.answer_text_s * (self._texts - 1)
         for item in items:

@@ -228,7 +228,7 @@ class Batcher:
         """Take what waits of a submission out of the queue."""
         dropped = [item for item in submission.items if self._waiting.remove(item)]
         if dropped:
-            self._meter.left(len(dropped), sum(item.length for item in dropped))
+            self._meter.left(self._clock(), len(dropped), sum(item.length for item in dropped))
             self._observer.items_dropped(len(dropped))
             self._observer.waiting_changed(len(self._waiting))
 
@@ -355,8 +355,9 @@ class Batcher:
     ) -> None:
         self._running.discard(items)
         tokens = sum(item.length for item in items)
-        self._meter.left(len(items), tokens)
-        self._drain.ended(self._clock(), tokens, waiting=len(self._waiting) > 0)
+        now_s = self._clock()
+        self._meter.left(now_s, len(items), tokens)
+        self._drain.ended(now_s, tokens, waiting=len(self._waiting) > 0)
         try:
             # First the device gets its next batch, then the callers their rows.
             self._slots.release(held_slots)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 # no more than the longest that matters, so that a quiet hour is soon forgotten.
 _GAP_WEIGHT = 0.05
 _GAP_MAX_S = 0.1
+# Over which time the mean of what is missing is taken.
+_MISSING_S = 0.5
 # By which share the peaks come down to what is inside, with every run that starts.
 _FORGET = 0.05
 # Over which time the rate is averaged: longer than any run, shorter than a deadline.
@@ -28,8 +30,8 @@ class Load:
 
     last_arrival_s: float = -math.inf
     """When the last request arrived."""
-    gap_s: float = _GAP_MAX_S
-    """Typical time between two requests; long while nothing is known."""
+    next_s: float = _GAP_MAX_S
+    """In how much time the next request is to be expected; long while nothing is known."""
     items: float = 0.0
     """Peak of the items inside."""
     tokens: float = 0.0
@@ -46,9 +48,14 @@ class LoadMeter:
         self._peak_tokens = 0.0
         self._last_arrival_s = -math.inf
         self._gap_s = _GAP_MAX_S
+        # Of what was missing to the peak, decaying with time: its integral, and the time.
+        self._missing_items_s = 0.0
+        self._missing_s = 0.0
+        self._counted_s = -math.inf
 
     def arrived(self, now_s: float, items: int, tokens: int) -> None:
         """A request came in."""
+        self._count_missing(now_s)
         gap_s = min(now_s - self._last_arrival_s, _GAP_MAX_S)
         self._last_arrival_s = now_s
         self._gap_s += _GAP_WEIGHT * (gap_s - self._gap_s)
@@ -62,15 +69,36 @@ class LoadMeter:
         self._peak_items -= _FORGET * (self._peak_items - self._items)
         self._peak_tokens -= _FORGET * (self._peak_tokens - self._tokens)
 
-    def left(self, items: int, tokens: int) -> None:
+    def left(self, now_s: float, items: int, tokens: int) -> None:
         """Items were answered, or given up while they waited."""
+        self._count_missing(now_s)
         self._items -= items
         self._tokens -= tokens
 
     @property
     def load(self) -> Load:
         """As of now."""
-        return Load(self._last_arrival_s, self._gap_s, self._peak_items, self._peak_tokens)
+        return Load(self._last_arrival_s, self._next_s(), self._peak_items, self._peak_tokens)
+
+    def _next_s(self) -> float:
+        """Little's law: who is missing now comes back as soon as who was missing on average.
+
+        Of callers in a loop that come back in bursts after each batch, the mean gap
+        between requests would say nothing about the next one.
+        """
+        missing = self._peak_items - self._items
+        if missing <= 0 or not self._missing_s:
+            return self._gap_s
+        mean_missing = self._missing_items_s / self._missing_s
+        return min(self._gap_s, mean_missing * self._gap_s / missing)
+
+    def _count_missing(self, now_s: float) -> None:
+        passed_s = min(max(0.0, now_s - self._counted_s), _MISSING_S)
+        kept = math.exp(-passed_s / _MISSING_S)
+        missing = max(0.0, self._peak_items - self._items)
+        self._missing_items_s = kept * self._missing_items_s + missing * passed_s
+        self._missing_s = kept * self._missing_s + passed_s
+        self._counted_s = now_s
 
     def check_integrity(self, items: int, tokens: int) -> None:
         """Raise AssertionError unless this much is inside. For tests."""

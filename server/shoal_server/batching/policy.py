@@ -197,7 +197,7 @@ def _wait_until(waiting: WaitingItems, limits: BatchLimits, cost: RunCost, load:
     next one is expected within that, and for no longer than that after the last.
     """
     since_s = waiting.longest_waiting_since_s()
-    if since_s is None or load.gap_s >= cost.fixed_s:
+    if since_s is None or load.next_s >= cost.fixed_s:
         return -math.inf
     return min(since_s + limits.max_wait_s, load.last_arrival_s + cost.fixed_s)
 

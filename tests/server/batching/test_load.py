@@ -12,7 +12,7 @@ from shoal_server.batching.load import DrainRate, Load, LoadMeter
 def test_nothing_came_yet() -> None:
     """A fresh meter expects nobody."""
     assert LoadMeter().load == Load(-math.inf, items=0.0, tokens=0.0)
-    assert LoadMeter().load.gap_s >= 0.1
+    assert LoadMeter().load.next_s >= 0.1
 
 
 def test_a_quiet_hour_is_soon_forgotten() -> None:
@@ -21,7 +21,7 @@ def test_a_quiet_hour_is_soon_forgotten() -> None:
     meter.arrived(0.0, 1, 1)
     for at in range(150):
         meter.arrived(3600.0 + at * 0.001, 1, 1)
-    assert meter.load.gap_s < 0.002
+    assert meter.load.next_s < 0.002
 
 
 def test_the_peak_is_what_was_inside_at_once() -> None:
@@ -29,7 +29,7 @@ def test_the_peak_is_what_was_inside_at_once() -> None:
     meter = LoadMeter()
     for _ in range(8):
         meter.arrived(1.0, 1, 12)
-    meter.left(4, 48)
+    meter.left(2.0, 4, 48)
     assert (meter.load.items, meter.load.tokens) == (8, 96)
     meter.check_integrity(4, 48)
 
@@ -38,7 +38,7 @@ def test_the_peak_is_forgotten_run_by_run() -> None:
     """When fewer callers come, it goes down to what they make."""
     meter = LoadMeter()
     meter.arrived(1.0, 64, 640)
-    meter.left(62, 620)
+    meter.left(2.0, 62, 620)
     for _ in range(200):
         meter.started()
     assert meter.load.items == pytest.approx(2, abs=0.01)
@@ -54,8 +54,22 @@ def test_the_gap_is_the_mean_time_between_requests() -> None:
         for _ in range(4):
             meter.arrived(now_s, 1, 1)
             now_s += 0.0005
-    assert meter.load.gap_s == pytest.approx(0.02 / 4, rel=0.3)
+    assert meter.load.next_s == pytest.approx(0.02 / 4, rel=0.3)
     assert meter.load.last_arrival_s == pytest.approx(now_s - 0.0005)
+
+
+def test_callers_that_come_back_in_bursts_are_expected_soon() -> None:
+    """Four that are answered together return within 2 ms, though the mean gap is 5."""
+    meter = LoadMeter()
+    for round_ in range(200):
+        now_s = round_ * 0.02
+        for place in range(4):
+            meter.arrived(now_s + 0.0005 * (place + 1), 1, 10)
+        meter.left(now_s + 0.0195, 4, 40)
+        expected_s = meter.load.next_s
+    assert expected_s < 0.002
+    meter.arrived(4.0, 4, 40)
+    assert meter.load.next_s == pytest.approx(0.005, rel=0.3)
 
 
 def test_before_a_queue_was_seen_the_rate_is_a_guess() -> None:

@@ -26,8 +26,8 @@ from shoal_server.core import Priority
 
 LIMITS = BatchLimits(max_items=8, max_tokens=512, max_padding_waste=0.2, max_wait_s=0.01)
 COST = RunCost(fixed_s=1e-3, per_token_s=1e-4)
-BUSY = Load(last_arrival_s=0.0, gap_s=1e-4, items=8.0, tokens=80.0)
-QUIET = Load(last_arrival_s=0.0, gap_s=math.inf)
+BUSY = Load(last_arrival_s=0.0, next_s=1e-4, items=8.0, tokens=80.0)
+QUIET = Load(last_arrival_s=0.0, next_s=math.inf)
 ONE = Layout(free_slots=1, slots=1)
 TWO = Layout(free_slots=2, slots=2)
 
@@ -242,7 +242,7 @@ def test_attention_keeps_texts_of_unlike_length_apart(loop: asyncio.AbstractEven
 
 def test_a_batch_waits_for_those_who_come_back(loop: asyncio.AbstractEventLoop) -> None:
     """Of eight callers and two slots, a batch is complete when it has four of them."""
-    load = Load(last_arrival_s=0.0, gap_s=1e-4, items=8.0, tokens=80.0)
+    load = Load(last_arrival_s=0.0, next_s=1e-4, items=8.0, tokens=80.0)
     three = wait_with(loop, *((0.0, [8]) for _ in range(3)))
     assert decide(three, 0.0, LIMITS, COST, load, TWO).wait_until_s is not None
     four = wait_with(loop, *((0.0, [8]) for _ in range(4)))
@@ -251,7 +251,7 @@ def test_a_batch_waits_for_those_who_come_back(loop: asyncio.AbstractEventLoop) 
 
 def test_a_batch_leaves_the_other_slot_its_share(loop: asyncio.AbstractEventLoop) -> None:
     """Six of eight callers wait: the one free slot takes half of the eight, not all six."""
-    load = Load(last_arrival_s=0.0, gap_s=1e-4, items=8.0, tokens=80.0)
+    load = Load(last_arrival_s=0.0, next_s=1e-4, items=8.0, tokens=80.0)
     waiting = wait_with(loop, *((0.0, [10]) for _ in range(6)))
     layout = Layout(free_slots=1, slots=2)
     assert len(decide(waiting, 0.0, LIMITS, COST, load, layout).items) == 4
