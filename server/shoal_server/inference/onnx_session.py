@@ -41,6 +41,9 @@ def open_session(
     # Spinning threads would compete with the event loop for the cores.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
+    if threads > 1:
+        # As in the threads that call it, see `denormals`.
+        options.add_session_config_entry("session.set_denormal_as_zero", "1")
     if list(providers) == [CPU_PROVIDER]:
         # To plan which values share memory takes a third of the time to open, more with the
         # square of the nodes. Where batch and length are not known it finds next to nothing:
