@@ -6,31 +6,31 @@
                          (failed)    LEAVING ──leases gone──> CLOSING ──> (absent)
 
 What may happen next is decided in synchronous sections on the event loop, so no
-lock is needed; loading and closing happen in tasks of the pool's own, which a
-caller that leaves does not take down. A session is counted against its device's
-budget from the decision to load it until its memory is free.
+lock is needed; loading (`loads`) and closing (`closing`) happen in tasks of the pool's
+own, which a caller that leaves does not take down. A session is counted (`books`)
+against its device's budget from the decision to load it until its memory is free;
+`room` says who leaves for a newcomer, `idle_release` who was not used for too long.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from typing import Generic
 
 import structlog
 
 from shoal_server.core import ModelKey
-from shoal_server.errors import (
-    AllocationFailed,
-    FailedPrecondition,
-    ModelLoadFailed,
-    Overloaded,
-    ShoalError,
-    Unavailable,
-)
-from shoal_server.residency.eviction import Budget, Occupant, Plan, Room, make_room
+from shoal_server.errors import FailedPrecondition, Unavailable
+from shoal_server.lifecycle import LoadReason, Unloading, UnloadReason
+from shoal_server.residency.books import Books
+from shoal_server.residency.closing import Closing
+from shoal_server.residency.eviction import Budget
+from shoal_server.residency.idle import IdleRules
+from shoal_server.residency.idle_release import CallLater, IdleRelease, call_later
+from shoal_server.residency.loads import Gate, Loads
 from shoal_server.residency.resident import (
+    Departure,
     Failure,
     Lease,
     PoolObserver,
@@ -40,11 +40,9 @@ from shoal_server.residency.resident import (
     SessionLoader,
     State,
 )
+from shoal_server.residency.room import RoomMaker
 
 log = structlog.get_logger(__name__)
-
-# After the memory that a victim frees, the first retry has a chance.
-_RETRY_WHEN_BUSY_S = 1.0
 
 
 class SessionPool(Generic[S]):
@@ -58,6 +56,8 @@ class SessionPool(Generic[S]):
         settings: PoolSettings,
         observer: PoolObserver,
         clock: Callable[[], float],
+        idle: IdleRules | None = None,
+        later: CallLater = call_later,
     ) -> None:
         """Start empty.
 
@@ -67,70 +67,81 @@ class SessionPool(Generic[S]):
             settings: Waits and back-off.
             observer: Told of loads, evictions and sizes.
             clock: Monotonic seconds.
+            idle: How long sessions may be idle; None: for ever.
+            later: Sets a timer of that clock.
         """
-        self._loader = loader
-        self._budgets = budgets
-        self._settings = settings
-        self._observer = observer
         self._clock = clock
-        self._residents: dict[ModelKey, Resident[S]] = {}
-        self._failures: dict[ModelKey, Failure] = {}
-        self._measured: dict[tuple[ModelKey, str], int] = {}
-        self._overfull: set[str] = set()
-        self._loads: set[asyncio.Task[None]] = set()
-        self._closings: set[asyncio.Task[None]] = set()
-        self._room_changed = asyncio.Event()
-        self._opened = 0
+        self._books: Books[S] = Books(budgets, observer, clock)
+        self._closing = Closing(self._books)
+        self._room = RoomMaker(self._books, self._closing, settings.eviction_wait_s)
+        self._loads = Loads(loader, self._books, self._room, self._closing, settings)
+        self._idle = IdleRelease(
+            self._books,
+            self._closing,
+            idle or IdleRules(dict.fromkeys(budgets, 0.0)),
+            later,
+        )
+        self._books.fell_idle = self._idle.fell_idle
         self._closed = False
 
     def __repr__(self) -> str:
-        return "SessionPool(" + "; ".join(map(repr, self._residents.values())) + ")"
+        return f"SessionPool({self._books!r})"
 
     # -- looking ---------------------------------------------------------------
 
     def get(self, key: ModelKey) -> Resident[S] | None:
         """The resident of `key`, in whatever state; do not change it."""
-        return self._residents.get(key)
+        return self._books.residents.get(key)
 
     def failure(self, key: ModelKey) -> Failure | None:
         """How the last load of `key` failed, if it did."""
-        return self._failures.get(key)
+        return self._loads.failure(key)
+
+    def residents(self) -> list[Resident[S]]:
+        """All sessions, in whatever state, the least recently used first."""
+        return sorted(self._books.residents.values(), key=lambda each: each.last_used_s)
+
+    def departures(self) -> Mapping[ModelKey, Departure]:
+        """Why and when each left memory last that was there before."""
+        return self._books.departures
+
+    def departure(self, key: ModelKey) -> Departure | None:
+        """Why and when `key` left memory last, if it was there before."""
+        return self._books.departures.get(key)
+
+    def idle_left_s(self, resident: Resident[S]) -> float | None:
+        """Seconds until `resident` is released, if no request comes; None: never."""
+        return self._idle.left_s(resident)
 
     def counted(self, device: str) -> tuple[int, int]:
         """Models and bytes that count against the budget of `device`."""
-        sizes = [
-            each.size_bytes
-            for each in self._residents.values()
-            if each.counted and each.device == device
-        ]
-        return len(sizes), sum(sizes)
+        return self._books.counted(device)
 
     def budget(self, device: str) -> Budget:
         """What `device` may hold."""
-        return self._budgets[device]
+        return self._books.budgets[device]
 
     def check_integrity(self) -> None:
         """Raise AssertionError when the books do not balance. For tests."""
-        for each in self._residents.values():
-            assert each.leases >= 0, repr(self)  # noqa: S101
-            assert (each.session is not None) == (each.state is not State.LOADING), repr(self)  # noqa: S101
-            assert each.counted or each.state is State.LOADING, repr(self)  # noqa: S101
-        for device, budget in self._budgets.items():
-            models, size_bytes = self.counted(device)
-            assert budget.max_models is None or models <= budget.max_models, repr(self)  # noqa: S101
-            if budget.max_bytes is not None and device not in self._overfull:
-                assert size_bytes <= budget.max_bytes, repr(self)  # noqa: S101
+        self._books.check_integrity()
 
     # -- borrowing ---------------------------------------------------------------
 
     def lease_resident(self, key: ModelKey) -> Lease[S] | None:
         """Borrow `key` if it is ready now; None when that would take waiting."""
-        resident = self._residents.get(key)
+        resident = self._books.residents.get(key)
         if resident is None or resident.state is not State.READY:
             return None
         return self._lend(resident)
 
-    async def acquire(self, key: ModelKey, device: str, *, pinned: bool = False) -> Lease[S]:
+    async def acquire(
+        self,
+        key: ModelKey,
+        device: str,
+        *,
+        pinned: bool = False,
+        why: LoadReason = LoadReason.REQUEST,
+    ) -> Lease[S]:
         """Borrow `key`, loading it first where needed.
 
         However many callers wait, it is loaded once; a failure is shared by all of
@@ -140,19 +151,20 @@ class SessionPool(Generic[S]):
             key: What to borrow.
             device: Where to load it, when it must be loaded.
             pinned: Whether it may not be evicted, when it must be loaded.
+            why: For those who are told of its load.
 
         Raises:
             ModelLoadFailed: It can not be loaded, or could not a short while ago.
-            Overloaded: There is no memory for it and none came free in time.
+            Overloaded: There is no memory for it and none came free in time, or nothing
+                is loaded just now.
             Unavailable: The pool is closed.
         """
         while True:
             if self._closed:
                 raise Unavailable("the server is shutting down")
-            resident = self._residents.get(key)
+            resident = self._books.residents.get(key)
             if resident is None:
-                self._raise_remembered(key)
-                resident = self._start_loading(key, device, pinned)
+                resident = self._loads.start(key, device, pinned=pinned, why=why)
             if resident.state is State.READY:
                 return self._lend(resident)
             if resident.state is State.LOADING:
@@ -168,12 +180,14 @@ class SessionPool(Generic[S]):
             await asyncio.shield(resident.loaded)
         finally:
             resident.waiters -= 1
-            self._room_changed.set()  # for those who wait for room: the caller may have left
+            self._books.may_leave(resident)  # the caller may have left
 
     def _lend(self, resident: Resident[S]) -> Lease[S]:
         assert resident.session is not None  # noqa: S101
+        resident.uses += 1
         resident.leases += 1
         resident.last_used_s = self._clock()
+        self._idle.lent(resident)
         return Lease(resident, resident.session, self._release)
 
     def _release(self, resident: Resident[S]) -> None:
@@ -181,240 +195,124 @@ class SessionPool(Generic[S]):
         resident.last_used_s = self._clock()
         if resident.state is State.READY and resident.session is not None:
             resident.session.lease_ended()
+        self._unused(resident)
+
+    def _unused(self, resident: Resident[S]) -> None:
+        """A lease is back: tell those who wait for the last one."""
         if resident.leases == 0:
             resident.unused.set()
-            self._room_changed.set()
-            if resident.device in self._overfull:
-                self._evict_excess(resident.device)
+            self._books.may_leave(resident)
+            if resident.device in self._books.overfull:
+                self._room.evict_excess(resident.device)
 
-    # -- loading ---------------------------------------------------------------
+    # -- loading and unloading -----------------------------------------------------
 
-    async def load(self, key: ModelKey, device: str, *, pin: bool | None = None) -> None:
+    async def load(
+        self,
+        key: ModelKey,
+        device: str,
+        *,
+        pin: bool | None = None,
+        why: LoadReason = LoadReason.ASKED,
+    ) -> None:
         """Bring `key` into memory and forget earlier failures and sizes. Idempotent.
 
         Args:
             key: What to load.
             device: Where; it must be there already if it is resident.
             pin: Whether it may be evicted; None leaves that as it is.
+            why: For those who are told of it.
 
         Raises:
             FailedPrecondition: It is resident on another device.
             ShoalError: As `acquire`.
         """
-        self._failures.pop(key, None)
-        # It was measured beside others' work: too large by that need not be too large.
-        self._measured.pop((key, device), None)
-        resident = self._residents.get(key)
+        self._loads.forget(key, device)
+        resident = self._books.residents.get(key)
         if resident is not None and resident.device != device:
             raise FailedPrecondition(
                 f"model {key} is in memory on {resident.device}; unload it to move it to {device}"
             )
-        with await self.acquire(key, device):
+        with await self.acquire(key, device, why=why):
             if pin is not None:
-                self._residents[key].pinned = pin
+                self._books.residents[key].pinned = pin
 
-    def _raise_remembered(self, key: ModelKey) -> None:
-        failure = self._failures.get(key)
-        if failure is None:
+    def pin(self, key: ModelKey, pinned: bool) -> None:
+        """Keep `key` in memory whatever happens, or let it go again. Idempotent.
+
+        Raises:
+            FailedPrecondition: It is to be pinned and is not in memory.
+        """
+        resident = self._books.residents.get(key)
+        if resident is None:
+            if pinned:
+                raise FailedPrecondition(
+                    f"model {key} is not in memory; LoadModel with pin loads and pins it",
+                    metadata={"model": key.name, "version": key.version},
+                )
             return
-        left_s = failure.until_s - self._clock()
-        if left_s > 0:
-            error = failure.error
-            kind = type(error) if isinstance(error, ModelLoadFailed) else ModelLoadFailed
-            raise kind(
-                f"model {key} could not be loaded: {error.message}",
-                retry_after_s=left_s,
-                metadata=error.metadata,
-            ) from error
+        resident.pinned = pinned
+        self._books.may_leave(resident)
 
-    def _start_loading(self, key: ModelKey, device: str, pinned: bool) -> Resident[S]:
-        resident: Resident[S] = Resident(
-            key=key,
-            device=device,
-            state=State.LOADING,
-            size_bytes=0,
-            last_used_s=self._clock(),
-            pinned=pinned,
-            loaded=asyncio.get_running_loop().create_future(),
-        )
-        # Waiters may all have left when a load fails.
-        resident.loaded.add_done_callback(lambda done: done.cancelled() or done.exception())  # type: ignore[union-attr]
-        self._residents[key] = resident
-        _spawn(self._load(resident), self._loads)
-        return resident
+    async def release_unused(self, device: str, unused_s: float, why: Unloading) -> ModelKey | None:
+        """Close the least recently used session of `device`, if nobody uses it.
 
-    async def _load(self, resident: Resident[S]) -> None:
-        assert resident.loaded is not None  # noqa: S101
-        began_s = self._clock()
-        try:
-            resident.size_bytes = self._expect_bytes(resident)
-            await self._let_in(resident)
-            session = await self._load_retrying(resident)
-        except BaseException as error:
-            failure = self._fail(resident, error)
-            self._observer.load_ended(resident.key, self._clock() - began_s, failure)
-            if not isinstance(error, Exception):
-                raise
-            return
-        self._failures.pop(resident.key, None)
-        self._opened += 1
-        resident.order = self._opened
-        resident.session = session
-        resident.size_bytes = session.size_bytes
-        self._measured[resident.key, resident.device] = session.size_bytes
-        resident.state = State.READY
-        resident.loaded_at_s = resident.last_used_s = self._clock()
-        resident.load_s = resident.loaded_at_s - began_s
-        resident.loaded.set_result(None)
-        self._counts_changed()
-        self._observer.load_ended(resident.key, resident.load_s, None)
-        self._evict_excess(resident.device)
+        Args:
+            device: Where.
+            unused_s: Only one that nobody used for so long.
+            why: For those who are told of it.
 
-    async def _load_retrying(self, resident: Resident[S]) -> S:
-        try:
-            return await self._loader.load(resident.key, resident.device)
-        except AllocationFailed:
-            victim = self._least_recently_used(resident.device)
-            if victim is None:
-                raise
-            log.warning("load_out_of_memory", model=str(resident.key), evicting=str(victim.key))
-            self._start_closing(victim, evicted=True)
-            await victim.gone.wait()
-            return await self._loader.load(resident.key, resident.device)
-
-    def _fail(self, resident: Resident[S], error: BaseException) -> ShoalError:
-        del self._residents[resident.key]
-        resident.gone.set()
-        if isinstance(error, ShoalError):
-            failure = error
-        elif isinstance(error, asyncio.CancelledError):
-            failure = Unavailable("the server is shutting down")
-        else:
-            log.error("load_failed", model=str(resident.key), exc_info=error)
-            failure = ModelLoadFailed("loading failed; the server's log says why")
-        if isinstance(failure, FailedPrecondition):
-            self._remember(resident.key, failure)
-        assert resident.loaded is not None  # noqa: S101
-        resident.loaded.set_exception(failure)
-        self._counts_changed()
-        return failure
-
-    def _remember(self, key: ModelKey, error: ShoalError) -> None:
-        earlier = self._failures.get(key)
-        times = earlier.times + 1 if earlier else 1
-        backoff_s = min(
-            self._settings.load_backoff_s * 2 ** (times - 1), self._settings.load_backoff_max_s
-        )
-        self._failures[key] = Failure(error, self._clock() + backoff_s, times)
-
-    # -- making room -------------------------------------------------------------
-
-    async def _let_in(self, resident: Resident[S]) -> None:
-        """Count `resident` against its device's budget, evicting for it where needed."""
-        deadline_s = self._clock() + self._settings.eviction_wait_s
-        while True:
-            self._room_changed.clear()
-            plan = make_room(
-                self._occupants(resident.device), resident.size_bytes, self.budget(resident.device)
-            )
-            match plan.room:
-                case Room.FITS:
-                    resident.counted = True
-                    self._counts_changed()
-                    return
-                case Room.NEVER:
-                    raise self._too_large(resident)
-                case Room.EVICT:
-                    for key in plan.victims:
-                        self._start_closing(self._residents[key], evicted=True)
-                case Room.BUSY | Room.WAIT:
-                    pass
-            try:
-                async with asyncio.timeout(self._patience_s(resident.device, plan, deadline_s)):
-                    await self._room_changed.wait()
-            except TimeoutError:
-                raise self._no_room(resident) from None
-
-    def _patience_s(self, device: str, plan: Plan, deadline_s: float) -> float | None:
-        """How long to wait for a change: what closes is soon gone, what is in use may not be."""
-        closing = any(
-            each.device == device and each.state is State.CLOSING
-            for each in self._residents.values()
-        )
-        if closing and plan.room is not Room.BUSY:
+        Returns:
+            What was closed, once its memory is free; None when there was nothing to close.
+        """
+        resident = self._books.least_recently_used(device)
+        if resident is None or resident.last_used_s > self._clock() - unused_s:
             return None
-        return deadline_s - self._clock()
+        self._closing.start(resident, why)
+        await resident.gone.wait()
+        return resident.key
 
-    def _occupants(self, device: str) -> list[Occupant]:
-        return [
-            Occupant(
-                key=each.key,
-                size_bytes=each.size_bytes,
-                last_used_s=each.last_used_s,
-                evictable=each.evictable,
-                leaving=each.state in (State.LEAVING, State.CLOSING),
-            )
-            for each in self._residents.values()
-            if each.counted and each.device == device
-        ]
+    async def shrink(self, device: str) -> None:
+        """Let the sessions of `device` give back what only runs need; counts as nobody's use."""
+        for resident in self._books.on(device):
+            if resident.state is not State.READY or resident.session is None:
+                continue
+            resident.leases += 1  # it is not closed meanwhile
+            try:
+                await resident.session.shrink()
+            except Exception:
+                log.exception("shrink_failed", model=str(resident.key))
+            finally:
+                resident.leases -= 1
+                self._unused(resident)
 
-    def _too_large(self, resident: Resident[S]) -> ShoalError:
-        budget = self.budget(resident.device).max_bytes
-        return FailedPrecondition(
-            f"model {resident.key} needs about {resident.size_bytes} bytes, "
-            f"the memory budget of {resident.device} is {budget}",
-            metadata={"limit": budget, "value": resident.size_bytes},
-        )
+    def refuse_loads(self, device: str, reason: str | None) -> None:
+        """Begin no load on `device` from now on, for that reason; None: load again."""
+        self._loads.refuse(device, reason)
 
-    def _no_room(self, resident: Resident[S]) -> ShoalError:
-        return Overloaded(
-            f"no memory on {resident.device} for model {resident.key}: every model there is in "
-            f"use or pinned, and none was released within {self._settings.eviction_wait_s:g} s",
-            retry_after_s=_RETRY_WHEN_BUSY_S,
-        )
+    def guard_loads(self, gate: Gate) -> None:
+        """Ask before each load from now on; what `gate` raises, the load fails with."""
+        self._loads.gate = gate
 
-    def _least_recently_used(self, device: str) -> Resident[S] | None:
-        evictable = [each.key for each in self._occupants(device) if each.evictable]
-        residents = (self._residents[key] for key in evictable)
-        return min(residents, key=lambda each: each.last_used_s, default=None)
+    def loading_bytes(self, device: str) -> int:
+        """Bytes that the loads that go on take on `device`, at most."""
+        return self._books.loading_bytes(device)
 
-    def _evict_excess(self, device: str) -> None:
-        """Measured larger than predicted, a session may have pushed `device` over its budget.
+    def evictable_bytes(self, device: str) -> int:
+        """Bytes of the sessions on `device` that nobody uses and that may go."""
+        return self._books.evictable_bytes(device)
 
-        What can not leave now is tried again when its leases are back. The last session
-        stays: nobody would gain by loading it again for every request.
-        """
-        self._overfull.discard(device)
-        budget = self.budget(device).max_bytes
-        while budget is not None and self._staying_bytes(device) > budget:
-            victim = self._least_recently_used(device)
-            if victim is None or self._is_alone(victim):
-                self._overfull.add(device)
-                return
-            self._start_closing(victim, evicted=True)
+    def change_idle(self, rules: IdleRules) -> None:
+        """Keep sessions by other rules from now on."""
+        self._idle.change(rules)
 
-    def _is_alone(self, resident: Resident[S]) -> bool:
-        return all(
-            each is resident or each.device != resident.device or each.state is not State.READY
-            for each in self._residents.values()
-        )
-
-    def _expect_bytes(self, resident: Resident[S]) -> int:
-        """Size to make room for: measured at an earlier load, else predicted.
-
-        A measurement holds what else happened meanwhile; alone it shuts nobody out.
-        """
-        predicted = self._loader.predict_bytes(resident.key, resident.device)
-        measured = self._measured.get((resident.key, resident.device), predicted)
-        budget = self.budget(resident.device).max_bytes
-        return measured if budget is None or predicted > budget else min(measured, budget)
-
-    def _staying_bytes(self, device: str) -> int:
-        return sum(each.size_bytes for each in self._occupants(device) if not each.leaving)
-
-    # -- unloading ---------------------------------------------------------------
-
-    async def unload(self, key: ModelKey, *, force_after_s: float | None = None) -> None:
+    async def unload(
+        self,
+        key: ModelKey,
+        *,
+        force_after_s: float | None = None,
+        reason: UnloadReason = UnloadReason.ASKED,
+    ) -> None:
         """Take `key` out of memory; returns when the memory is free. Idempotent.
 
         Waits for its leases. A caller that stops waiting leaves it resident.
@@ -423,95 +321,22 @@ class SessionPool(Generic[S]):
             key: What to unload.
             force_after_s: Fail what is left of its requests after so long; None
                 waits for as long as the caller does.
+            reason: For those who are told of it.
         """
-        while (resident := self._residents.get(key)) and resident.state is State.LOADING:
-            assert resident.loaded is not None  # noqa: S101
-            with suppress(ShoalError):
-                await asyncio.shield(resident.loaded)
-        if resident is None:
-            return
-        if resident.state is not State.CLOSING:
-            await self._leave(resident, force_after_s)
-        await resident.gone.wait()
-
-    async def _leave(self, resident: Resident[S], force_after_s: float | None) -> None:
-        """Lend `resident` no more, and start to close it when nobody uses it, or by force."""
-        assert resident.session is not None  # noqa: S101
-        resident.state = State.LEAVING
-        resident.unloads += 1
-        try:
-            async with asyncio.timeout(force_after_s):
-                await self._wait_unused(resident)
-        except TimeoutError:
-            resident.session.abort(Unavailable(f"model {resident.key} was unloaded by force"))
-        except asyncio.CancelledError:
-            if resident.state is State.LEAVING and resident.unloads == 1:
-                self._stay(resident)
-            raise
-        finally:
-            resident.unloads -= 1
-        if resident.state is State.LEAVING:
-            self._start_closing(resident, evicted=False)
-
-    def _stay(self, resident: Resident[S]) -> None:
-        """Undo leaving; whoever waited for it to be gone finds it ready."""
-        resident.state = State.READY
-        resident.gone.set()
-        resident.gone = asyncio.Event()
-
-    async def _wait_unused(self, resident: Resident[S]) -> None:
-        while resident.leases:
-            resident.unused.clear()
-            await resident.unused.wait()
-
-    def _start_closing(self, resident: Resident[S], *, evicted: bool) -> None:
-        """The point of no return: the pool's own task closes it, whoever asked for it."""
-        resident.state = State.CLOSING
-        _spawn(self._close(resident, evicted=evicted), self._closings)
-
-    async def _close(self, resident: Resident[S], *, evicted: bool) -> None:
-        await self._wait_unused(resident)  # only what leaves by force is still in use
-        await self._free(resident, evicted=evicted)
-
-    async def _free(self, resident: Resident[S], *, evicted: bool) -> None:
-        resident.state = State.CLOSING
-        assert resident.session is not None  # noqa: S101
-        try:
-            await resident.session.close()
-        except Exception:
-            log.exception("close_failed", model=str(resident.key))
-        finally:
-            # Only now is the memory free, and only now does it stop to count.
-            del self._residents[resident.key]
-            resident.gone.set()
-            self._counts_changed()
-            self._observer.unloaded(resident.key, evicted)
+        await self._closing.unload(key, Unloading(reason), force_after_s)
 
     async def close(self) -> None:
         """Close every session, the last opened first. Leases must be back."""
         self._closed = True
-        for task in self._loads:
-            task.cancel()
-        await asyncio.gather(*self._loads, *self._closings, return_exceptions=True)
-        newest_first = sorted(self._residents.values(), key=lambda each: -each.order)
+        self._idle.stop()
+        self._loads.cancel()
+        await self._loads.ended()
+        await self._closing.ended()
+        newest_first = sorted(self._books.residents.values(), key=lambda each: -each.order)
         for resident in newest_first:
-            if resident.state is State.LOADING:  # cancelled before its task had begun
-                self._fail(resident, asyncio.CancelledError())
+            if resident.state is State.LOADING:
+                self._loads.give_up(resident)
             elif resident.state is State.CLOSING:  # an unload was faster
                 await resident.gone.wait()
             else:
-                await self._free(resident, evicted=False)
-
-    # -- bookkeeping ---------------------------------------------------------------
-
-    def _counts_changed(self) -> None:
-        self._room_changed.set()
-        for device in self._budgets:
-            self._observer.resident_changed(device, *self.counted(device))
-
-
-def _spawn(work: Coroutine[None, None, None], tasks: set[asyncio.Task[None]]) -> None:
-    """Start `work` and hold on to its task until it is done."""
-    task = asyncio.get_running_loop().create_task(work)
-    tasks.add(task)
-    task.add_done_callback(tasks.discard)
+                await self._closing.now(resident, Unloading(UnloadReason.SHUTDOWN))

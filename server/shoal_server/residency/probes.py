@@ -14,6 +14,9 @@ import pynvml
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 PROC = Path("/proc")
 
+# cgroup v1 writes a number near 2^63 where there is none.
+_NO_LIMIT_BYTES = 1 << 60
+
 
 @dataclass(frozen=True, slots=True)
 class Memory:
@@ -21,6 +24,16 @@ class Memory:
 
     total_bytes: int
     free_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Utilization:
+    """Of a GPU: shares of its driver's last sampling period, in [0, 1]."""
+
+    compute: float
+    """In which a kernel ran."""
+    memory: float
+    """In which memory was read or written."""
 
 
 def available_cpus(cgroup: Path = CGROUP_ROOT, proc: Path = PROC) -> int:
@@ -45,13 +58,8 @@ def _cpu_quota(folder: Path) -> float | None:
 
 
 def cpu_memory(cgroup: Path = CGROUP_ROOT, proc: Path = PROC) -> Memory | None:
-    """Memory that this process may use: the cgroup's limit, else the machine's.
-
-    Page cache does not count as used: the kernel drops it when memory is short.
-    """
-    machine = _machine_memory(proc)
-    limited = [memory for at in _cgroups("memory", cgroup, proc) if (memory := _limited(at))]
-    known = limited if machine is None else [*limited, machine]
+    """Memory that this process may use: what the tightest of its limits leaves."""
+    known = memory_limits(cgroup, proc)
     if not known:
         return None
     return Memory(
@@ -60,10 +68,36 @@ def cpu_memory(cgroup: Path = CGROUP_ROOT, proc: Path = PROC) -> Memory | None:
     )
 
 
+def memory_limits(cgroup: Path = CGROUP_ROOT, proc: Path = PROC) -> list[Memory]:
+    """Each limit that holds for this process: its cgroups', the machine's, its own (rlimits).
+
+    Page cache does not count as used: the kernel drops it when memory is short.
+    """
+    limited = [memory for at in _cgroups("memory", cgroup, proc) if (memory := _limited(at))]
+    machine = _machine_memory(proc)
+    return [*limited, *([machine] if machine else []), *_process_limits(proc)]
+
+
+def memory_stalled(cgroup: Path = CGROUP_ROOT, proc: Path = PROC) -> float:
+    """Share of the last ten seconds in which some task stalled for memory (Linux PSI).
+
+    Of this process's own cgroup where that tells, else of the machine; 0 where neither does.
+    """
+    folders = [*reversed(_cgroups("memory", cgroup, proc))]
+    for path in (*(at / "memory.pressure" for at in folders), proc / "pressure" / "memory"):
+        for line in _text(path).splitlines():
+            match line.split():
+                case ["some", average, *_] if (value := _decimal(average, "avg10=")) is not None:
+                    return min(1.0, value / 100)
+    return 0.0
+
+
 def _limited(folder: Path) -> Memory | None:
     limit = _first_int(folder / "memory.max", folder / "memory.limit_in_bytes")
+    if limit is None or limit >= _NO_LIMIT_BYTES:
+        return None
     used = _first_int(folder / "memory.current", folder / "memory.usage_in_bytes")
-    if limit is None or used is None:
+    if used is None:
         return None
     stat = _fields(folder / "memory.stat")  # v1 counts the children under names of their own
     reclaimable = stat.get("total_inactive_file", stat.get("inactive_file", 0))
@@ -93,6 +127,23 @@ def _machine_memory(proc: Path) -> Memory | None:
         return None
     free = fields.get("MemAvailable", fields.get("MemFree", 0))
     return Memory(fields["MemTotal"] * 1024, free * 1024)
+
+
+def _process_limits(proc: Path) -> list[Memory]:
+    """RLIMIT_AS and RLIMIT_DATA, where they are set."""
+    pages = [_int(word) for word in _words(proc / "self" / "statm")]
+    if len(pages) < 6:
+        return []
+    # In statm: the whole address space comes first, private writable memory sixth.
+    used_pages = {"Max address space": pages[0], "Max data size": pages[5]}
+    page_bytes = os.sysconf("SC_PAGE_SIZE")
+    found = []
+    for line in _text(proc / "self" / "limits").splitlines():
+        for name, used in used_pages.items():
+            soft = line.removeprefix(name).split()
+            if line.startswith(name) and soft and (limit := _int(soft[0])) and used is not None:
+                found.append(Memory(limit, max(0, limit - used * page_bytes)))
+    return found
 
 
 def resident_set_bytes(proc: Path = PROC) -> int | None:
@@ -142,6 +193,16 @@ class Gpus:
             return None
         return Memory(int(info.total), int(info.free))
 
+    def utilization(self, index: int) -> Utilization | None:
+        """How busy GPU `index` is; None when it can not be told."""
+        if index >= len(self._handles):
+            return None
+        try:
+            rates = pynvml.nvmlDeviceGetUtilizationRates(self._handles[index])
+        except pynvml.NVMLError:
+            return None
+        return Utilization(compute=rates.gpu / 100, memory=rates.memory / 100)
+
     def free_bytes(self) -> list[int | None]:
         """Free memory of each GPU."""
         memories = (self.memory(index) for index in range(len(self._handles)))
@@ -175,6 +236,12 @@ def _first_int(*paths: Path) -> int | None:
         if words and (value := _int(words[0])) is not None:
             return value
     return None
+
+
+def _decimal(word: str, prefix: str) -> float | None:
+    digits = word.removeprefix(prefix)
+    plain = digits.isascii() and digits.replace(".", "", 1).isdigit()
+    return float(digits) if word.startswith(prefix) and plain else None
 
 
 def _int(word: str) -> int | None:

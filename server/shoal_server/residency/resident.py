@@ -10,6 +10,7 @@ from typing import Generic, Protocol, TypeVar
 
 from shoal_server.core import ModelKey
 from shoal_server.errors import ShoalError, Unavailable
+from shoal_server.lifecycle import Load, LoadReason, Unloading
 
 
 class Session(Protocol):
@@ -19,8 +20,15 @@ class Session(Protocol):
     def size_bytes(self) -> int:
         """Measured once loaded."""
 
+    @property
+    def idle_s(self) -> float | None:
+        """How long it may be idle before it is released; 0: for ever; None: as others."""
+
     def lease_ended(self) -> None:
         """One that borrowed it is done, and it stays: what can wait for that may begin."""
+
+    async def shrink(self) -> None:
+        """Give back memory that only runs need; it may be in use, and is not closed meanwhile."""
 
     async def close(self) -> None:
         """Free the memory; returns when it is free. Nobody holds a lease."""
@@ -38,6 +46,13 @@ class SessionLoader(Protocol[S_co]):
 
     def predict_bytes(self, key: ModelKey, device: str) -> int:
         """Size before it is loaded, from its files.
+
+        Raises:
+            ShoalError: It can not be loaded at all.
+        """
+
+    def predict_peak_bytes(self, key: ModelKey, device: str) -> int:
+        """The most that it takes while it is being loaded; at least its size.
 
         Raises:
             ShoalError: It can not be loaded at all.
@@ -73,7 +88,18 @@ class Resident(Generic[S]):
     order: int = 0
     """Counts the sessions opened; the last opened is closed first."""
     session: S | None = None
+    why_loaded: LoadReason = LoadReason.REQUEST
+    why_unloading: Unloading | None = None
+    """Set while it is on its way out."""
     pinned: bool = False
+    keep_alive_s: float | None = None
+    """What a request said last of how long it may be idle; negative: for ever."""
+    peak_bytes: int = 0
+    """What loading it takes, at most."""
+    begun: bool = False
+    """Whether its load takes memory already."""
+    uses: int = 0
+    """Leases given since it was loaded."""
     leases: int = 0
     waiters: int = 0
     """Callers that wait for its load; they get it before it may be evicted."""
@@ -94,12 +120,26 @@ class Resident(Generic[S]):
             self.state is State.READY and not self.leases and not self.waiters and not self.pinned
         )
 
+    @property
+    def leaving(self) -> bool:
+        """Whether it is on its way out; it counts until its memory is free."""
+        return self.state in (State.LEAVING, State.CLOSING)
+
     def __repr__(self) -> str:
         pin = ", pinned" if self.pinned else ""
         return (
             f"{self.key} on {self.device}: {self.state.name.lower()}, {self.leases} leases, "
             f"{self.size_bytes} bytes{pin}"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Departure:
+    """Why and when a session left memory last."""
+
+    why: Unloading
+    at_s: float
+    """On the pool's clock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +163,11 @@ class Lease(Generic[S]):
         self._resident: Resident[S] | None = resident
         self._release = release
 
+    def keep_alive(self, seconds: float) -> None:
+        """Say how long the session may be idle; negative: for ever. While it is borrowed."""
+        if self._resident is not None:
+            self._resident.keep_alive_s = seconds
+
     def release(self) -> None:
         """Give the borrow back. Idempotent."""
         if self._resident is not None:
@@ -142,10 +187,19 @@ class PoolObserver(Protocol):
     def resident_changed(self, device: str, models: int, size_bytes: int) -> None:
         """So much is counted on the device now."""
 
-    def load_ended(self, key: ModelKey, seconds: float, error: ShoalError | None) -> None:
+    def load_began(self, key: ModelKey, why: LoadReason) -> None:
+        """A model is on its way into memory."""
+
+    def load_ended(self, load: Load) -> None:
         """A load ended, well or not."""
 
-    def unloaded(self, key: ModelKey, evicted: bool) -> None:
+    def unloading(self, key: ModelKey, why: Unloading) -> None:
+        """A session is lent no more."""
+
+    def stayed(self, key: ModelKey) -> None:
+        """A session that was to leave is lent again: nobody waits for it to leave."""
+
+    def unloaded(self, key: ModelKey, why: Unloading) -> None:
         """A session left memory."""
 
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from shoal_server.core import ModelKey
-from shoal_server.errors import ShoalError, Unavailable
+from shoal_server.errors import Unavailable
+from shoal_server.lifecycle import Load, LoadReason, ModelState, Unloading, UnloadReason
+from shoal_server.registry.events import Event, ModelStateChanged
+from shoal_server.residency.announcing import ObserverGroup, PoolEvents
 from shoal_server.residency.eviction import Budget
+from shoal_server.residency.idle import IdleRules
 from shoal_server.residency.pool import SessionPool
 from shoal_server.residency.resident import Lease, PoolSettings, SessionLoader, State
 from tests.server.batching.fakes import settle
@@ -23,6 +28,7 @@ class Gate:
     def __init__(self) -> None:
         self._open = asyncio.Event()
         self._open.set()
+        self.reached = asyncio.Event()
         self.waiting = 0
 
     def close(self) -> None:
@@ -33,6 +39,7 @@ class Gate:
 
     async def passed(self) -> None:
         self.waiting += 1
+        self.reached.set()
         try:
             await self._open.wait()
         finally:
@@ -45,6 +52,8 @@ class FakeSession:
     def __init__(self, key: ModelKey, size_bytes: int, loader: FakeLoader) -> None:
         self.key = key
         self.size_bytes = size_bytes
+        self.idle_s = loader.idle_s.get(key)
+        self.arena_bytes = loader.arenas.get(key, 0)
         self.aborted: Unavailable | None = None
         self.leases_ended = 0
         self.closing = self.closed = False
@@ -60,6 +69,13 @@ class FakeSession:
         if error is not None:
             raise error
 
+    async def shrink(self) -> None:
+        await self._loader.shrink_gates[self.key].passed()
+        assert not self.closing
+        self.arena_bytes = 0
+        if self.key in self._loader.shrink_errors:
+            raise self._loader.shrink_errors[self.key]
+
     def abort(self, reason: Unavailable) -> None:
         self.aborted = reason
 
@@ -74,6 +90,12 @@ class FakeLoader:
     def __init__(self) -> None:
         self.predicted: defaultdict[ModelKey, int] = defaultdict(lambda: 10)
         self.measured: dict[ModelKey, int] = {}
+        self.arenas: dict[ModelKey, int] = {}
+        """What runs of a model have left behind."""
+        self.shrink_gates: defaultdict[ModelKey, Gate] = defaultdict(Gate)
+        self.shrink_errors: dict[ModelKey, Exception] = {}
+        self.idle_s: dict[ModelKey, float] = {}
+        """Models that have a time-out of their own."""
         self.load_gates: defaultdict[ModelKey, Gate] = defaultdict(Gate)
         self.close_gates: defaultdict[ModelKey, Gate] = defaultdict(Gate)
         self.errors: defaultdict[ModelKey, list[Exception]] = defaultdict(list)
@@ -86,6 +108,9 @@ class FakeLoader:
 
     def predict_bytes(self, key: ModelKey, device: str) -> int:
         return self.predicted[key]
+
+    def predict_peak_bytes(self, key: ModelKey, device: str) -> int:
+        return self.predicted[key] + 5
 
     async def load(self, key: ModelKey, device: str) -> FakeSession:
         self.loads.append(key)
@@ -104,21 +129,62 @@ class RecordingObserver:
     counted: dict[str, tuple[int, int]] = field(default_factory=dict)
     ended: list[tuple[ModelKey, str | None]] = field(default_factory=list)
     """Key and, for a failure, its reason."""
-    gone: list[tuple[ModelKey, bool]] = field(default_factory=list)
-    """Key and whether it was evicted."""
+    gone: list[tuple[ModelKey, Unloading]] = field(default_factory=list)
+    """Key and why."""
 
     def resident_changed(self, device: str, models: int, size_bytes: int) -> None:
         self.counted[device] = (models, size_bytes)
 
-    def load_ended(self, key: ModelKey, seconds: float, error: ShoalError | None) -> None:
-        self.ended.append((key, error.reason if error else None))
+    def load_began(self, key: ModelKey, why: LoadReason) -> None:
+        pass
 
-    def unloaded(self, key: ModelKey, evicted: bool) -> None:
-        self.gone.append((key, evicted))
+    def load_ended(self, load: Load) -> None:
+        self.ended.append((load.key, load.error.reason if load.error else None))
+
+    def unloading(self, key: ModelKey, why: Unloading) -> None:
+        pass
+
+    def stayed(self, key: ModelKey) -> None:
+        pass
+
+    def unloaded(self, key: ModelKey, why: Unloading) -> None:
+        self.gone.append((key, why))
 
     @property
     def evicted(self) -> list[ModelKey]:
-        return [key for key, evicted in self.gone if evicted]
+        return [key for key, why in self.gone if why.reason is UnloadReason.EVICTED]
+
+
+class Published:
+    """Keeps the events that the pool's doings gave."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def publish(self, event: Event) -> None:
+        self.events.append(event)
+
+    def states(self) -> dict[ModelKey, ModelState]:
+        """What was told last of each; each change began where the one before ended."""
+        states: dict[ModelKey, ModelState] = {}
+        for event in self.events:
+            if isinstance(event, ModelStateChanged):
+                assert event.before is states.get(event.key, ModelState.UNLOADED), self.events
+                assert event.before is not event.after, self.events
+                states[event.key] = event.after
+        return states
+
+
+class FakeTimer:
+    """A call that the bench makes when its time has come."""
+
+    def __init__(self, due_s: float, call: Callable[[], None]) -> None:
+        self.due_s = due_s
+        self.call = call
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
 
 
 class Bench:
@@ -130,18 +196,50 @@ class Bench:
         models: int | None = None,
         size_bytes: int | None = None,
         eviction_wait_s: float = 60.0,
+        idle: IdleRules | None = None,
     ) -> None:
         self.loader = FakeLoader()
         self.observer = RecordingObserver()
+        self.published = Published()
         self.now_s = 1000.0
+        self.timers: list[FakeTimer] = []
         loader: SessionLoader[FakeSession] = self.loader
         self.pool = SessionPool(
             loader,
             budgets={CPU: Budget(models, size_bytes), "cuda:0": Budget(models, size_bytes)},
             settings=PoolSettings(eviction_wait_s, load_backoff_s=5.0, load_backoff_max_s=60.0),
-            observer=self.observer,
+            observer=ObserverGroup([self.observer, PoolEvents(self.published)]),
             clock=lambda: self.now_s,
+            idle=idle,
+            later=self._later,
         )
+
+    def _later(self, delay_s: float, call: Callable[[], None]) -> FakeTimer:
+        self.timers = [each for each in self.timers if not each.cancelled]
+        self.timers.append(FakeTimer(self.now_s + delay_s, call))
+        return self.timers[-1]
+
+    async def pass_time(self, seconds: float) -> None:
+        """Let time pass, and what falls due on the way happen when it does."""
+        until_s = self.now_s + seconds
+        while (timer := self._due(until_s)) is not None:
+            self.now_s = max(self.now_s, timer.due_s)
+            timer.call()
+            await settle()
+        self.now_s = until_s
+
+    def call_due(self) -> None:
+        """Make the calls whose time has come."""
+        while (timer := self._due(self.now_s)) is not None:
+            timer.call()
+
+    def _due(self, until_s: float) -> FakeTimer | None:
+        """The first timer up to then, taken from those that wait."""
+        due = [each for each in self.timers if not each.cancelled and each.due_s <= until_s]
+        timer = min(due, key=lambda each: each.due_s, default=None)
+        if timer is not None:
+            self.timers.remove(timer)
+        return timer
 
     async def acquire(self, key: ModelKey, device: str = CPU) -> Lease[FakeSession]:
         self.now_s += 1

@@ -13,6 +13,7 @@ from shoal_server.errors import (
     ModelNotFound,
     Unavailable,
 )
+from shoal_server.lifecycle import Unloading, UnloadReason
 from tests.server.batching.fakes import settle
 
 from .conftest import MakeBench
@@ -266,7 +267,8 @@ async def test_closing_takes_the_last_opened_first(make_bench: MakeBench) -> Non
     await bench.use(B, A, C, B)
     await bench.pool.close()
     assert bench.loader.closed == [C, A, B]
-    assert bench.observer.gone == [(C, False), (A, False), (B, False)]
+    why = Unloading(UnloadReason.SHUTDOWN)
+    assert bench.observer.gone == [(C, why), (A, why), (B, why)]
 
 
 async def test_a_session_that_fails_to_close_does_not_keep_the_others(

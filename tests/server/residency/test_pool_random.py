@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -11,7 +12,9 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from shoal_server.core import ModelKey
-from shoal_server.errors import AllocationFailed, ModelLoadFailed, ShoalError
+from shoal_server.errors import AllocationFailed, FailedPrecondition, ModelLoadFailed, ShoalError
+from shoal_server.lifecycle import ModelState, Unloading, UnloadReason
+from shoal_server.residency.idle import IdleRules
 from shoal_server.residency.resident import Lease, State
 from tests.server.batching.fakes import settle
 
@@ -20,6 +23,15 @@ from .fakes import CPU, A, B, Bench, C, D, FakeSession
 KEYS = (A, B, C, D)
 SIZES = {A: 10, B: 10, C: 20, D: 30}
 MODELS, BYTES = 3, 45
+
+# What watchers were told last, by the state that a session is in; None: in none.
+STATES = {
+    None: {ModelState.UNLOADED, ModelState.FAILED},
+    State.LOADING: {ModelState.LOADING},
+    State.READY: {ModelState.READY},
+    State.LEAVING: {ModelState.UNLOADING},
+    State.CLOSING: {ModelState.UNLOADING},
+}
 
 # What to do, to which model, and to which of the tasks or leases at hand.
 Step = tuple[str, ModelKey, int]
@@ -30,6 +42,7 @@ STEPS = st.lists(
                 *("acquire", "acquire", "acquire", "release", "release", "cancel"),
                 *("load", "pin", "unpin", "unload", "force", "pass_time"),
                 *("hold_load", "hold_close", "go_on", "fail", "exhaust"),
+                *("keep_alive", "hold_on", "let_go", "press", "refuse"),
             ]
         ),
         st.sampled_from(KEYS),
@@ -43,7 +56,9 @@ class Scenario:
     """Does what hypothesis says, and looks at the pool after each step."""
 
     def __init__(self) -> None:
-        self.bench = Bench(models=MODELS, size_bytes=BYTES)
+        self.bench = Bench(
+            models=MODELS, size_bytes=BYTES, idle=IdleRules({CPU: 25.0, "cuda:0": 25.0})
+        )
         self.bench.loader.predicted.update(SIZES)
         self.callers: list[asyncio.Task[Lease[FakeSession]]] = []
         self.controls: list[asyncio.Task[None]] = []
@@ -103,6 +118,27 @@ class Scenario:
 
     def pass_time(self, _: ModelKey, number: int) -> None:
         self.bench.now_s += 10.0 * number
+        self.bench.call_due()
+
+    def keep_alive(self, _: ModelKey, number: int) -> None:
+        if self.leases:
+            self.leases[number % len(self.leases)].keep_alive(number - 1.0)
+
+    def hold_on(self, key: ModelKey, _: int) -> None:
+        with suppress(FailedPrecondition):
+            self.bench.pool.pin(key, True)
+
+    def let_go(self, key: ModelKey, _: int) -> None:
+        self.bench.pool.pin(key, False)
+
+    def press(self, _: ModelKey, number: int) -> None:
+        self._control(self._release_unused(number % 2 * 10.0))
+
+    async def _release_unused(self, unused_s: float) -> None:
+        await self.bench.pool.release_unused(CPU, unused_s, Unloading(UnloadReason.PRESSURE))
+
+    def refuse(self, _: ModelKey, number: int) -> None:
+        self.bench.pool.refuse_loads(CPU, "no memory" if number % 2 else None)
 
     def _control(self, work: Coroutine[Any, Any, None]) -> None:
         self.controls.append(asyncio.create_task(work))
@@ -131,8 +167,12 @@ class Scenario:
         assert len(in_memory) <= bench.counted[0] <= MODELS
         for lease in self.leases:
             assert not lease.session.closing, bench.pool
+        told = bench.published.states()
         for key in KEYS:
             resident = bench.pool.get(key)
+            assert (
+                told.get(key, ModelState.UNLOADED) in STATES[resident.state if resident else None]
+            )
             if resident is not None and resident.state is State.READY:
                 assert resident.session is not None
                 assert resident.session.aborted is None, "lends what it has aborted"
@@ -140,6 +180,7 @@ class Scenario:
     async def end(self) -> None:
         """Hold nothing up any longer: everybody gets an answer, and the memory is free again."""
         loader = self.bench.loader
+        self.bench.pool.refuse_loads(CPU, None)
         for key in KEYS:
             loader.errors[key].clear()
             self.go_on(key, 0)
@@ -156,8 +197,8 @@ class Scenario:
                 break
         assert not self.callers, self.bench.pool
         assert not self.controls, self.bench.pool
-        if self.bench.observer.evicted:
-            event("evicted")
+        for why in {str(why.reason) for _, why in self.bench.observer.gone}:
+            event(why)
         opened = [each.key for each in loader.sessions if not each.closed]
         already = len(loader.closed)
         await self.bench.shut_down()

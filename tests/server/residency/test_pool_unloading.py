@@ -8,6 +8,7 @@ import pytest
 
 from shoal_server.core import ModelKey
 from shoal_server.errors import ModelLoadFailed, Unavailable
+from shoal_server.lifecycle import Unloading, UnloadReason
 from tests.server.batching.fakes import settle
 
 from .conftest import MakeBench
@@ -30,7 +31,7 @@ async def test_unloading_what_is_not_there_is_done(make_bench: MakeBench) -> Non
     await bench.use(A)
     await bench.pool.unload(A)
     await bench.pool.unload(A)
-    assert bench.observer.gone == [(A, False)]
+    assert bench.observer.gone == [(A, Unloading(UnloadReason.ASKED))]
     assert bench.counted == (0, 0)
 
 

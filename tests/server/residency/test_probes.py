@@ -9,11 +9,16 @@ from types import SimpleNamespace
 import pynvml
 import pytest
 
+from shoal_server.residency.memory_probe import MemoryProbe
+from shoal_server.residency.pressure import MemoryUse
 from shoal_server.residency.probes import (
     Gpus,
     Memory,
+    Utilization,
     available_cpus,
     cpu_memory,
+    memory_limits,
+    memory_stalled,
     resident_set_bytes,
     return_free_memory,
 )
@@ -41,6 +46,12 @@ class Machine:
 
     def memory(self) -> Memory | None:
         return cpu_memory(self.cgroup, self.proc)
+
+    def limits(self) -> list[Memory]:
+        return memory_limits(self.cgroup, self.proc)
+
+    def stalled(self) -> float:
+        return memory_stalled(self.cgroup, self.proc)
 
 
 @pytest.fixture
@@ -177,6 +188,7 @@ def test_garbage_never_raises(machine: Machine, garbage: str) -> None:
         machine.write(f"cgroup/{path}", garbage)
     machine.write("cgroup/memory.max", str(4 * MIB))
     machine.write("proc/self/statm", garbage)
+    machine.write("proc/self/limits", "Max data size " + garbage)
     machine.write("proc/self/cgroup", garbage)
     machine.write("proc/meminfo", garbage)
     assert 1 <= machine.cpus() <= 8
@@ -190,6 +202,83 @@ def test_without_proc_nothing_is_known(tmp_path: Path) -> None:
     """Absence is no error."""
     assert cpu_memory(tmp_path, tmp_path) is None
     assert resident_set_bytes(tmp_path) is None
+
+
+LIMITS_FILE = (
+    "Limit                     Soft Limit           Hard Limit           Units     \n"
+    "Max cpu time              unlimited            unlimited            seconds   \n"
+    "Max data size             {data:<20} unlimited            bytes     \n"
+    "Max address space         {space:<20} unlimited            bytes     \n"
+)
+
+
+def test_the_limits_of_the_process_count_too(machine: Machine) -> None:
+    """RLIMIT_AS binds the address space, RLIMIT_DATA private writable memory."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    machine.write("proc/self/statm", "500 30 4 5 0 60 0\n")
+    machine.write("proc/self/limits", LIMITS_FILE.format(data=100 * page, space=800 * page))
+    assert machine.limits()[1:] == [
+        Memory(100 * page, 40 * page),
+        Memory(800 * page, 300 * page),
+    ]
+    assert machine.memory() == Memory(100 * page, 40 * page)
+
+
+def test_a_process_without_limits_is_bound_by_none(machine: Machine) -> None:
+    """`unlimited` is no number."""
+    machine.write("proc/self/statm", "500 30 4 5 0 60 0\n")
+    machine.write("proc/self/limits", LIMITS_FILE.format(data="unlimited", space="unlimited"))
+    assert machine.limits() == [Memory(16 * MIB, 8 * MIB)]
+
+
+PRESSURE = "some avg10={} avg60=1.00 avg300=0.50 total=12345\nfull avg10=0.00 avg60=0.00 total=1\n"
+
+
+def test_stalls_are_those_of_the_own_cgroup(machine: Machine) -> None:
+    """The machine's where the cgroup does not tell; as a share, not in percent."""
+    assert machine.stalled() == 0
+    machine.write("proc/pressure/memory", PRESSURE.format("40.25"))
+    assert machine.stalled() == pytest.approx(0.4025)
+    machine.write("proc/self/cgroup", "0::/shoal.slice\n")
+    machine.write("cgroup/memory.pressure", PRESSURE.format("12.00"))
+    assert machine.stalled() == pytest.approx(0.12)
+    machine.write("cgroup/shoal.slice/memory.pressure", PRESSURE.format("3.50"))
+    assert machine.stalled() == pytest.approx(0.035)
+
+
+@pytest.mark.parametrize("garbage", ["", "some", "some avg10=", "some avg10=x", "some 1.0", "\xb2"])
+def test_garbage_is_no_stall(machine: Machine, garbage: str) -> None:
+    """A kernel that tells something else tells nothing."""
+    machine.write("proc/pressure/memory", garbage)
+    assert machine.stalled() == 0
+
+
+def test_the_tightest_limit_is_what_is_in_use(machine: Machine) -> None:
+    """Of a machine that is half full and a cgroup that is three quarters full, the cgroup."""
+    machine.write("cgroup/memory.max", f"{4 * MIB}\n")
+    machine.write("cgroup/memory.current", f"{3 * MIB}\n")
+    machine.write("proc/pressure/memory", PRESSURE.format("5.00"))
+    probe = MemoryProbe(["cpu"], Gpus(), machine.cgroup, machine.proc)
+    use = probe.look()["cpu"]
+    assert (use.used, use.stalled) == (0.75, 0.05)
+    assert use.limits == (Memory(4 * MIB, 1 * MIB), Memory(16 * MIB, 8 * MIB))
+
+
+def test_each_gpu_is_looked_at_for_itself(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that does not tell is left out."""
+    FakeNvml((100, 40), None).install(monkeypatch)
+    probe = MemoryProbe(["cpu", "cuda:0", "cuda:1"], Gpus(), machine.cgroup, machine.proc)
+    assert probe.look() == {
+        "cpu": MemoryUse((Memory(16 * MIB, 8 * MIB),)),
+        "cuda:0": MemoryUse((Memory(100, 40),)),
+    }
+
+
+def test_without_proc_no_use_is_seen(tmp_path: Path) -> None:
+    """Absence is no error, and no pressure."""
+    assert MemoryProbe(["cpu"], Gpus(), tmp_path, tmp_path).look() == {}
 
 
 def test_the_resident_set_is_counted_in_pages(machine: Machine) -> None:
@@ -214,7 +303,10 @@ class FakeNvml:
         self._memory = memory
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        for name in ("Init", "DeviceGetCount", "DeviceGetHandleByIndex", "DeviceGetMemoryInfo"):
+        for name in (
+            *("Init", "DeviceGetCount", "DeviceGetHandleByIndex", "DeviceGetMemoryInfo"),
+            "DeviceGetUtilizationRates",
+        ):
             monkeypatch.setattr(pynvml, f"nvml{name}", getattr(self, name))
 
     def Init(self) -> None:  # noqa: N802
@@ -231,6 +323,11 @@ class FakeNvml:
         if memory is None:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
         return SimpleNamespace(total=memory[0], free=memory[1])
+
+    def DeviceGetUtilizationRates(self, handle: int) -> SimpleNamespace:  # noqa: N802
+        if self._memory[handle] is None:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        return SimpleNamespace(gpu=75, memory=50 + handle)
 
 
 def test_without_a_driver_there_are_no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,3 +360,12 @@ def test_memory_of_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     assert gpus.memory(1) is None
     assert gpus.memory(3) is None
     assert gpus.free_bytes() == [40, None, 150]
+
+
+def test_utilization_of_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each GPU's own, as shares; None for one that does not tell, and for one not there."""
+    FakeNvml(None, (100, 40)).install(monkeypatch)
+    gpus = Gpus()
+    assert gpus.utilization(1) == Utilization(compute=0.75, memory=0.51)
+    assert gpus.utilization(0) is None
+    assert gpus.utilization(2) is None

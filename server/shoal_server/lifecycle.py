@@ -1,0 +1,86 @@
+"""A model's life, as it is told: its states, and why it comes into memory and leaves it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum, StrEnum
+
+from shoal_server.core import ModelKey
+from shoal_server.errors import ShoalError
+
+
+class ModelState(StrEnum):
+    """Where a model is in its life, as callers see it."""
+
+    NOT_PREPARED = "not prepared"
+    UNLOADED = "unloaded"
+    LOADING = "loading"
+    READY = "ready"
+    UNLOADING = "unloading"
+    FAILED = "failed"
+
+
+class LoadReason(StrEnum):
+    """Why a session comes into memory."""
+
+    REQUEST = "request"
+    """A request needs it."""
+    ASKED = "asked"
+    """Somebody called LoadModel."""
+    START = "start"
+    """The settings name it for the server's start."""
+
+
+class UnloadReason(StrEnum):
+    """Why a session leaves memory."""
+
+    EVICTED = "evicted"
+    """To make room for others."""
+    ASKED = "asked"
+    """Somebody called UnloadModel."""
+    IDLE = "idle"
+    """Nobody used it for so long."""
+    KEEP_ALIVE = "keep_alive"
+    """Nobody used it for as long as its last request wanted it kept."""
+    PRESSURE = "pressure"
+    """Memory was short on the machine."""
+    SHUTDOWN = "shutdown"
+    """The server stops."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unloading:
+    """Why a session leaves memory, with what belongs to it."""
+
+    reason: UnloadReason
+    made_room_for: ModelKey | None = None
+    """Of an eviction, where one model was the cause."""
+
+    def __str__(self) -> str:
+        if self.made_room_for is not None:
+            return f"{self.reason} to make room for {self.made_room_for}"
+        return str(self.reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """A load that ended."""
+
+    key: ModelKey
+    device: str
+    why: LoadReason
+    seconds: float
+    """From the decision to load, waiting for room included."""
+    size_bytes: int
+    """Measured; expected, when it failed."""
+    error: ShoalError | None = None
+
+
+class PressureLevel(IntEnum):
+    """How short memory is on a device, and what has to be done about it."""
+
+    NORMAL = 0
+    ELEVATED = 1
+    """Release what nobody uses, the least recently used first, until use is low again."""
+    CRITICAL = 2
+    """The same, and load nothing."""
