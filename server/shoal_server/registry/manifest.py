@@ -81,6 +81,10 @@ class Serving(_Manifest):
     max_wait_ms: float | None = Field(None, ge=0)
     precision: Precision | None = None
     """The only one that will do; unset: the server's, where the model has it."""
+    ram_idle_s: float | None = Field(None, ge=0, allow_inf_nan=False)
+    """Idle for so long, it leaves memory on the CPU; 0: never; unset: as the server's."""
+    gpu_idle_s: float | None = Field(None, ge=0, allow_inf_nan=False)
+    """The same on a GPU."""
     allow_mixing: bool = False
     """Batch also a graph whose vectors depend on their batch mates."""
 

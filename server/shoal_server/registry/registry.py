@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -12,11 +12,17 @@ import structlog
 
 from shoal_server.core import ModelKey, ModelRef
 from shoal_server.errors import ModelNotFound
+from shoal_server.registry.aliases import Alias
+from shoal_server.registry.labels import Deprecation, Labels
 from shoal_server.registry.manifest import Precision, Serving, VersionManifest
+from shoal_server.registry.remembered import NO_NAMES, RememberedNames
 from shoal_server.registry.repository import ModelRepository
+from shoal_server.registry.routes import Share, Split
 from shoal_server.registry.variants import Chosen, choose
 
 log = structlog.get_logger(__name__)
+
+NO_LABELS = Labels()
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +35,8 @@ class ModelVersion:
     folder: Path
     chosen: Chosen
     """The precision that is served, and its files."""
+    deprecation: Deprecation | None = None
+    """Of the version, else of the model."""
 
     @property
     def graph(self) -> Path:
@@ -46,8 +54,19 @@ class ModelVersion:
         return self.chosen.file_bytes
 
 
+@dataclass(frozen=True, slots=True)
+class NamedTarget:
+    """A model behind a name, and its part of the name's traffic."""
+
+    ref: ModelRef
+    weight: int
+
+
 class Registry:
     """Names of models to versions. Belongs to the event loop's thread.
+
+    A name is an alias, or a model's, with a version or without; the latter means the
+    version that it is pinned to, else the manifest's or the latest.
 
     What a name stands for is read from the repository once and then kept, so that
     requests cost no disk access and a version that appears meanwhile changes
@@ -61,6 +80,7 @@ class Registry:
         precision: Precision | Literal["auto"] = "fp32",
         *,
         gpu: bool = False,
+        names: RememberedNames = NO_NAMES,
     ) -> None:
         """Nothing is read yet.
 
@@ -70,20 +90,49 @@ class Registry:
             precision: Of models that ask for none and have it; auto: fp16 on a GPU, else
                 fp32.
             gpu: Whether models that ask for no device run on one.
+            names: Aliases and pins, from the store.
         """
         self.repository = repository
         self.default_model = default_model
         self.precision = precision
         self._gpu = gpu
+        self._aliases = dict(names.aliases)
+        self._pins = dict(names.pins)
+        self._labels = dict(names.labels)
+        # Of versions; None: to be made anew, since an alias was changed.
+        self._aliases_of: dict[ModelKey, list[str]] | None = None
         self._by_text: dict[str, ModelVersion] = {}
+        self._splits: dict[str, Split[ModelVersion]] = {}
         self._by_key: dict[ModelKey, ModelVersion] = {}
+        # Counts what made answers of the disk stale that are still on their way.
+        self._changes = 0
 
-    def known(self, text: str) -> ModelVersion | None:
-        """What `text` stands for, if that was asked before."""
-        return self._by_text.get(text)
+    # -- looking up -----------------------------------------------------------
 
-    async def resolve(self, text: str) -> ModelVersion:
-        """What `name`, `name@version` or nothing (the default model) stands for.
+    def known(self, text: str, routing_key: str = "") -> ModelVersion | None:
+        """What `text` stands for, if that was asked before.
+
+        Args:
+            text: As `resolve` takes it.
+            routing_key: Where versions share the traffic of an alias, the same key
+                always gets the same one; empty: any.
+        """
+        version = self._by_text.get(text)
+        if version is not None:
+            return version
+        split = self._splits.get(text)
+        return None if split is None else split.choose(routing_key)
+
+    def bare(self, name: str) -> ModelVersion | None:
+        """What a model's bare name stands for, if that was asked before.
+
+        Nothing where an alias has the name: that was made before the model came.
+        """
+        version = self._by_text.get(name)
+        return version if version is not None and version.key.name == name else None
+
+    async def resolve(self, text: str, routing_key: str = "") -> ModelVersion:
+        """What `name`, `name@version`, an alias or nothing (the default model) stands for.
 
         Raises:
             InvalidInput: It can not be a name.
@@ -91,15 +140,28 @@ class Registry:
             ModelLoadFailed: A manifest can not be read.
             FailedPrecondition: It is to be served in a precision that it does not have.
         """
-        known = self._by_text.get(text)
+        known = self.known(text, routing_key)
         if known is not None:
             return known
-        ref = ModelRef.parse(text or self.default_model)
-        version = await asyncio.to_thread(self._read, ref)
+        targets = self.targets(text)
+        changes = self._changes
+        versions = [await self.look_up(target.ref) for target in targets]
+        # Unless the name was given another meaning meanwhile, or forgotten.
+        if changes == self._changes:
+            self._note(text or self.default_model, targets, versions)
+        return self.known(text, routing_key) or versions[0]
+
+    async def look_up(self, ref: ModelRef) -> ModelVersion:
+        """What the disk says now of a model; changes nothing for requests.
+
+        Raises:
+            ShoalError: As `resolve`.
+        """
+        version = await asyncio.to_thread(self._read, self.pinned(ref))
+        version = replace(version, deprecation=self.deprecation_of(version.key))
         wanted, used = self.precision, version.chosen.precision
         if version.serving.precision is None and used != wanted != "auto":
             log.info("precision_fallback", model=str(version.key), wanted=wanted, used=used)
-        self._by_text[text] = version
         self._by_key[version.key] = version
         return version
 
@@ -114,11 +176,182 @@ class Registry:
             raise ModelNotFound(f"there is no model {key}")
         return version
 
+    def targets(self, text: str) -> tuple[NamedTarget, ...]:
+        """The models behind a name: an alias's, each with its weight, or the one named.
+
+        Raises:
+            InvalidInput: It can not be a name.
+        """
+        text = text or self.default_model
+        alias = self._aliases.get(text)
+        if alias is None:
+            return (NamedTarget(ModelRef.parse(text), 1),)
+        return tuple(
+            NamedTarget(ModelRef(each.key.name, each.key.version), each.weight)
+            for each in alias.targets
+        )
+
+    def pinned(self, ref: ModelRef) -> ModelRef:
+        """`ref` itself, or with the version that the bare name is pinned to."""
+        pinned = self._pins.get(ref.name)
+        return ModelRef(ref.name, pinned) if ref.version is None and pinned else ref
+
+    # -- names ---------------------------------------------------------------
+
+    @property
+    def aliases(self) -> Mapping[str, Alias]:
+        """Every alias, by name."""
+        return self._aliases
+
+    @property
+    def pins(self) -> Mapping[str, str]:
+        """The versions that names of models are pinned to."""
+        return self._pins
+
+    def names_of(self, key: ModelKey) -> list[str]:
+        """The names, `name@version` apart, by which requests get a version now."""
+        if self._aliases_of is None:
+            self._aliases_of = {}
+            for alias in self._aliases.values():
+                for target in alias.targets:
+                    self._aliases_of.setdefault(target.key, []).append(alias.name)
+        names = self._aliases_of.get(key, [])
+        bare = self._by_text.get(key.name)
+        return [*names, key.name] if bare is not None and bare.key == key else list(names)
+
+    def point(self, alias: Alias, versions: Sequence[ModelVersion]) -> None:
+        """From now on, `alias` means `versions`, in the order of its targets."""
+        self._aliases[alias.name] = alias
+        self._aliases_of = None
+        self._drop(alias.name)
+        self._note(alias.name, self.targets(alias.name), versions)
+
+    def remove_alias(self, name: str) -> None:
+        """From now on, `name` means nothing, or a model of that name."""
+        del self._aliases[name]
+        self._aliases_of = None
+        self._drop(name)
+
+    def pin(self, name: str, version: str | None, now: ModelVersion) -> None:
+        """From now on, a model's bare name means `now`.
+
+        Args:
+            name: Of the model.
+            version: What it is pinned to; None: not any longer.
+            now: What it means by that.
+        """
+        if version is None:
+            self._pins.pop(name, None)
+        else:
+            self._pins[name] = version
+        if name not in self._aliases:
+            self._drop(name)
+            self._note(name, self.targets(name), [now])
+
+    def renew(
+        self, text: str, targets: Sequence[NamedTarget], versions: Sequence[ModelVersion]
+    ) -> None:
+        """From now on, `text` means what `look_up` said of its targets a while ago.
+
+        Other names of the same versions follow. Does nothing when `text` was given other
+        targets meanwhile.
+        """
+        if self.targets(text) != tuple(targets):
+            return
+        self._changes += 1
+        for fresh in versions:
+            self._replace(self._by_key.get(fresh.key, fresh))
+        self._note(text or self.default_model, targets, versions)
+
     def forget(self, name: str) -> None:
         """Read the repository again when one of this model's names is asked for next."""
+        self._changes += 1
         for text, version in list(self._by_text.items()):
             if version.key.name == name:
                 del self._by_text[text]
+        for text, split in list(self._splits.items()):
+            if any(share.value.key.name == name for share in split.shares):
+                del self._splits[text]
+
+    def _replace(self, fresh: ModelVersion) -> None:
+        self._by_key[fresh.key] = fresh
+        name, version = fresh.key.name, fresh.key.version
+        same = [
+            text
+            for text, known in self._by_text.items()
+            if known.key.name == name and known.key.version == version
+        ]
+        self._by_text |= dict.fromkeys(same, fresh)
+        for name, split in self._splits.items():
+            self._splits[name] = split.replaced(str(fresh.key), fresh)
+
+    def _drop(self, text: str) -> None:
+        self._changes += 1
+        for each in self._synonyms(text):
+            self._by_text.pop(each, None)
+            self._splits.pop(each, None)
+
+    def _note(
+        self, text: str, targets: Sequence[NamedTarget], versions: Sequence[ModelVersion]
+    ) -> None:
+        # They may have been labelled since they were looked up.
+        versions = [self._by_key.get(each.key, each) for each in versions]
+        if len(versions) == 1:
+            self._by_text |= dict.fromkeys(self._synonyms(text), versions[0])
+            return
+        shares = [
+            Share(str(target.ref), target.weight, version)
+            for target, version in zip(targets, versions, strict=True)
+        ]
+        self._splits |= dict.fromkeys(self._synonyms(text), Split(text, shares))
+
+    def _synonyms(self, text: str) -> tuple[str, ...]:
+        """`text`, and the empty name where that means the same."""
+        return (self.default_model, "") if text in (self.default_model, "") else (text,)
+
+    # -- labels ----------------------------------------------------------------
+
+    def labels_of(self, ref: ModelRef) -> Labels:
+        """What is said of a model, or of one version; nothing of its own for most."""
+        return self._labels.get(str(ref), NO_LABELS)
+
+    def tags_of(self, key: ModelKey) -> tuple[str, ...]:
+        """Of a version: its own and its model's, sorted."""
+        own, models = self._labels.get(str(key)), self._labels.get(key.name)
+        if own is None or models is None:
+            return (own or models or NO_LABELS).tags
+        return tuple(sorted({*own.tags, *models.tags}))
+
+    def deprecation_of(self, key: ModelKey) -> Deprecation | None:
+        """Of a version: its own, else its model's."""
+        for name in (str(key), key.name):
+            labels = self._labels.get(name, NO_LABELS)
+            if labels.deprecation is not None:
+                return labels.deprecation
+        return None
+
+    def label(self, ref: ModelRef, labels: Labels) -> None:
+        """From now on, this is said of a model or a version."""
+        if labels == NO_LABELS:
+            self._labels.pop(str(ref), None)
+        else:
+            self._labels[str(ref)] = labels
+        for key, version in list(self._by_key.items()):
+            if key.name == ref.name:
+                self._replace(replace(version, deprecation=self.deprecation_of(key)))
+
+    async def check_exists(self, ref: ModelRef) -> None:
+        """Find out whether there is such a model, or version.
+
+        Raises:
+            ModelNotFound: There is not.
+        """
+        if ref.version is not None:
+            await asyncio.to_thread(self.repository.version_folder, ref.name, ref.version)
+        elif not await asyncio.to_thread(self.repository.has, ref.name):
+            raise ModelNotFound(f"there is no model {ref.name!r}", metadata={"model": ref.name})
+
+    # -- the disk --------------------------------------------------------------
 
     def choose(self, key: ModelKey, manifest: VersionManifest, serving: Serving) -> Chosen:
         """Which graph of a version is served as things stand; blocks on the disk.

@@ -85,6 +85,14 @@ class ModelRepository:
         """Names of the models, prepared or only described by their manifest, sorted."""
         return sorted(name for name in _folder_names(self.root) if self._is_model(name))
 
+    def has(self, name: str) -> bool:
+        """Whether there is a model of that name, prepared or not.
+
+        Raises:
+            InvalidInput: `name` is not a name.
+        """
+        return self._is_model(name)
+
     def versions(self, name: str) -> list[str]:
         """Prepared versions of a model, oldest first: 2 comes before 10.
 

@@ -1,0 +1,88 @@
+"""`shoal models find`: the models of a running server that have what is asked for."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+from google.protobuf.json_format import MessageToDict
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from shoal.v1 import model_control_pb2 as pb
+from shoal_server.cli.remote import Address, CaFile, Server, ServerName, Timeout, Tls
+
+_UNFOLDED = 100_000  # columns: no line is that long
+_STATE = "MODEL_STATE_"
+
+_STATES = {name.removeprefix(_STATE).lower(): value for name, value in pb.ModelState.items()[1:]}
+
+
+class Sort(StrEnum):
+    """What models are sorted by."""
+
+    NAME = "name"
+    STATE = "state"
+    FILE_BYTES = "file-bytes"
+    LAST_USED = "last-used"
+
+
+def find(
+    text: Annotated[
+        str, typer.Argument(help="Words in name, description, source, licence or tags.")
+    ] = "",
+    state: Annotated[
+        list[str] | None,
+        typer.Option(help=f"Any of them; may be repeated. One of {', '.join(_STATES)}."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="In memory there: cpu, cuda:0, …")] = "",
+    tag: Annotated[list[str] | None, typer.Option(help="All of them; may be repeated.")] = None,
+    dimensions: Annotated[int, typer.Option(help="Vectors of that size, whole or cut.", min=0)] = 0,
+    sort: Annotated[Sort, typer.Option(help="What to sort by.")] = Sort.NAME,
+    descending: Annotated[bool, typer.Option("--descending", help="The greatest first.")] = False,
+    limit: Annotated[int, typer.Option(help="At most so many.", min=1, max=1000)] = 100,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+    address: Address = "",
+    timeout_s: Timeout = 10,
+    tls: Tls = False,
+    ca_file: CaFile = None,
+    server_name: ServerName = "",
+) -> None:
+    """Find models on a running server, in memory or not."""
+    for each in state or ():
+        if each not in _STATES:
+            raise typer.BadParameter(f"{each!r} is not one of {', '.join(_STATES)}")
+    request = pb.ListModelsRequest(
+        states=[_STATES[each] for each in state or ()],
+        device=device,
+        tags=tag or (),
+        text=text,
+        dimensions=dimensions,
+        order_by=pb.ModelOrder.Value(f"MODEL_ORDER_{sort.name}"),
+        descending=descending,
+        page_size=limit,
+    )
+    with Server(address, tls, ca_file, server_name).control() as control:
+        answer = control.ListModels(request, timeout=timeout_s)
+    if as_json:
+        facts = [MessageToDict(each, preserving_proto_field_name=True) for each in answer.models]
+        typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+        return
+    table = Table(box=None, pad_edge=False)
+    for title in ("model", "state", "device", "dimensions", "tags"):
+        table.add_column(title, no_wrap=True)
+    for model in answer.models:
+        table.add_row(
+            f"{model.name}@{model.version}" if model.version else model.name,
+            pb.ModelState.Name(model.state).removeprefix(_STATE).lower(),
+            model.residency.device,
+            str(model.dimensions or ""),
+            escape(" ".join(model.tags)),
+        )
+    # Never folded: a name that is cut in two can not be copied, or found by grep.
+    Console(width=_UNFOLDED).print(table)
+    if answer.next_page_token:
+        typer.echo(f"{len(answer.models)} of {answer.total}; --limit shows more", err=True)

@@ -1,0 +1,209 @@
+"""`shoal models switch`, `rollback`, `aliases` …: what names mean on a running server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from typing import Annotated
+
+import typer
+from google.protobuf.json_format import MessageToDict
+from rich.console import Console
+from rich.table import Table
+
+from shoal.v1 import versions_pb2 as pb
+from shoal_server.cli.remote import Address, CaFile, Server, ServerName, Timeout, Tls
+
+_UNFOLDED = 100_000  # columns: no line is that long
+# Loading a large model takes its time.
+_LOAD_TIMEOUT_S = 600.0
+
+_Alias = Annotated[str, typer.Argument(metavar="ALIAS")]
+_Name = Annotated[str, typer.Argument(metavar="NAME")]
+_Keep = Annotated[
+    bool,
+    typer.Option("--keep-previous", help="Leave in memory what no name means any longer."),
+]
+
+
+def switch(
+    alias: _Alias,
+    targets: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="NAME[@VERSION][=WEIGHT]...",
+            help="One, or several that share the traffic by weight, such as m@1=95 m@2=5.",
+        ),
+    ],
+    keep_previous: _Keep = False,
+    address: Address = "",
+    timeout_s: Timeout = _LOAD_TIMEOUT_S,
+    tls: Tls = False,
+    ca_file: CaFile = None,
+    server_name: ServerName = "",
+) -> None:
+    """Let an alias stand for another version, or make it.
+
+    The version is loaded first. Requests are served all the while.
+    """
+    request = pb.SwitchModelRequest(
+        alias=alias, targets=map(_target, targets), keep_previous=keep_previous
+    )
+    with Server(address, tls, ca_file, server_name).control() as control:
+        answer = control.SwitchModel(request, timeout=timeout_s)
+    _print_switched(answer.alias, answer.times)
+
+
+def rollback(
+    alias: _Alias,
+    revision: Annotated[
+        int | None,
+        typer.Option(help="Of its history. Default: what served before.", min=1),
+    ] = None,
+    keep_previous: _Keep = False,
+    address: Address = "",
+    timeout_s: Timeout = _LOAD_TIMEOUT_S,
+    tls: Tls = False,
+    ca_file: CaFile = None,
+    server_name: ServerName = "",
+) -> None:
+    """Let an alias stand for what it stood for before; again: for what was before that."""
+    request = pb.RollbackModelRequest(alias=alias, revision=revision, keep_previous=keep_previous)
+    with Server(address, tls, ca_file, server_name).control() as control:
+        answer = control.RollbackModel(request, timeout=timeout_s)
+    _print_switched(answer.alias, answer.times)
+
+
+def aliases(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+    address: Address = "",
+    timeout_s: Timeout = 10,
+    tls: Tls = False,
+    ca_file: CaFile = None,
+    server_name: ServerName = "",
+) -> None:
+    """List the aliases of a running server, with their history."""
+    with Server(address, tls, ca_file, server_name).control() as control:
+        found = control.ListAliases(pb.ListAliasesRequest(), timeout=timeout_s).aliases
+    if as_json:
+        facts = [MessageToDict(each, preserving_proto_field_name=True) for each in found]
+        typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+        return
+    table = Table(box=None, pad_edge=False)
+    for title in ("alias", "revision", "since", "targets", "restores"):
+        table.add_column(title, no_wrap=True)
+    for alias in found:
+        for each in reversed(alias.history):
+            is_current = each.number == alias.history[-1].number
+            table.add_row(
+                alias.name,
+                f"{each.number}{'*' * is_current}",
+                each.since.ToDatetime().isoformat(sep=" ", timespec="seconds"),
+                _shown(each.targets),
+                str(each.restores or ""),
+            )
+    # Never folded: a name that is cut in two can not be copied, or found by grep.
+    Console(width=_UNFOLDED).print(table)
+
+
+def delete_alias(
+    alias: _Alias,
+    address: Address = "",
+    timeout_s: Timeout = 10,
+    tls: Tls = False,
+    ca_file: CaFile = None,
+    server_name: ServerName = "",
+) -> None:
+    """Forget an alias and its history; what it stood for stays in memory."""
+    with Server(address, tls, ca_file, server_name).control() as control:
+        control.DeleteAlias(pb.DeleteAliasRequest(alias=alias), timeout=timeout_s)
+    typer.echo(f"{alias}: no alias any longer")
+
+
+def pin_version(
+    name: _Name,
+    version: Annotated[str, typer.Argument(metavar="VERSION")],
+    address: Address = "",
+    timeout_s: Timeout = _LOAD_TIMEOUT_S,
+    tls: Tls = False,
+    ca_file: CaFile = None,
+    server_name: ServerName = "",
+) -> None:
+    """Let a model's bare name mean one version, whichever others come."""
+    request = pb.SetVersionPolicyRequest(model=name, version=version)
+    with Server(address, tls, ca_file, server_name).control() as control:
+        answer = control.SetVersionPolicy(request, timeout=timeout_s)
+    typer.echo(f"{name}: pinned to {name}@{answer.version}")
+
+
+def unpin_version(
+    name: _Name,
+    address: Address = "",
+    timeout_s: Timeout = _LOAD_TIMEOUT_S,
+    tls: Tls = False,
+    ca_file: CaFile = None,
+    server_name: ServerName = "",
+) -> None:
+    """Let a model's bare name mean model.toml's default_version again, else the latest."""
+    request = pb.SetVersionPolicyRequest(model=name)
+    with Server(address, tls, ca_file, server_name).control() as control:
+        answer = control.SetVersionPolicy(request, timeout=timeout_s)
+    typer.echo(f"{name}: now {name}@{answer.version}")
+
+
+def discover(
+    address: Address = "",
+    timeout_s: Timeout = 60,
+    tls: Tls = False,
+    ca_file: CaFile = None,
+    server_name: ServerName = "",
+) -> None:
+    """Let a running server read its repository anew, and print what is other than before."""
+    with Server(address, tls, ca_file, server_name).control() as control:
+        found = control.DiscoverModels(pb.DiscoverModelsRequest(), timeout=timeout_s)
+    kinds = {
+        "added": found.added,
+        "removed": found.removed,
+        "changed": found.changed,
+        "outdated in memory": found.outdated,
+    }
+    for kind, names in kinds.items():
+        for name in names:
+            typer.echo(f"{kind}: {name}")
+    if not any(kinds.values()):
+        typer.echo("nothing new")
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "switch": switch,
+    "rollback": rollback,
+    "aliases": aliases,
+    "discover": discover,
+    "delete-alias": delete_alias,
+    "pin-version": pin_version,
+    "unpin-version": unpin_version,
+}
+
+
+def _target(text: str) -> pb.AliasTarget:
+    model, equals, weight = text.partition("=")
+    if not equals:
+        return pb.AliasTarget(model=model)
+    if not weight.isdecimal() or int(weight) >= 1 << 32:
+        raise typer.BadParameter(f"{text!r}: the weight is not a number of at least 1")
+    return pb.AliasTarget(model=model, weight=int(weight))
+
+
+def _print_switched(alias: pb.Alias, times: pb.SwitchTimes) -> None:
+    warm_ms, switch_ms = (each.ToNanoseconds() / 1e6 for each in (times.warm, times.switch))
+    typer.echo(
+        f"{alias.name}: now {_shown(alias.targets)} "
+        f"(warm after {warm_ms:.0f} ms, switched in {switch_ms:.1f} ms)"
+    )
+
+
+def _shown(targets: Iterable[pb.AliasTarget]) -> str:
+    targets = list(targets)
+    if len(targets) == 1:
+        return targets[0].model
+    return " ".join(f"{each.model}={each.weight}" for each in targets)

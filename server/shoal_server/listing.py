@@ -1,0 +1,176 @@
+"""Which of many models are shown, in what order, and how many at a time. Pure."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from shoal_server.catalog import ListedModel
+from shoal_server.core import ModelKind
+from shoal_server.errors import InvalidInput
+from shoal_server.lifecycle import ModelState
+
+
+class Order(Enum):
+    """What models are sorted by; the name decides between equals."""
+
+    NAME = "name"
+    STATE = "state"
+    FILE_BYTES = "file_bytes"
+    LAST_USED = "last_used"
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What is asked for; what is left out asks for nothing."""
+
+    states: frozenset[ModelState] = frozenset()
+    """Any of them."""
+    device: str = ""
+    """In memory there."""
+    tags: frozenset[str] = frozenset()
+    """All of them."""
+    words: tuple[str, ...] = ()
+    """All of them, in any letters, somewhere in name, description, source, licence or tags."""
+    kind: ModelKind | None = None
+    dimensions: int = 0
+    """Vectors of that size, whole or cut (Matryoshka); 0: any."""
+    order: Order = Order.NAME
+    descending: bool = False
+    page_size: int = 0
+    """0: all that there are."""
+    page_token: str = ""
+    """Where the page before ended; empty: at the beginning."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A part of what was asked for."""
+
+    models: Sequence[ListedModel]
+    total: int
+    """On all pages."""
+    next_token: str
+    """Empty: this is the last."""
+
+
+def select(models: Iterable[ListedModel], query: Query) -> Page:
+    """The page of `models` that `query` asks for.
+
+    A model that comes or goes between two pages neither repeats nor hides others, as
+    long as what it is sorted by stays the same.
+
+    Raises:
+        InvalidInput: The page token is not one of ours, or of another order.
+    """
+    key = _KEYS[query.order]
+    tests = _tests(query)
+    found = [
+        (key(model), model.name, model)
+        for model in models
+        if all(is_wanted(model) for is_wanted in tests)
+    ]
+    found.sort(key=lambda each: each[:2], reverse=query.descending)
+    start = 0
+    if query.page_token:
+        last = _read_token(query.page_token, query)
+        # Behind it, whether or not it is there yet. Order is total: names differ.
+        start = sum(each[:2] >= last if query.descending else each[:2] <= last for each in found)
+    end = start + query.page_size if query.page_size else len(found)
+    page = found[start:end]
+    is_last = end >= len(found) or not page
+    return Page(
+        models=[model for _, _, model in page],
+        total=len(found),
+        next_token="" if is_last else _write_token(page[-1][:2], query),
+    )
+
+
+def _tests(query: Query) -> list[Callable[[ListedModel], bool]]:
+    """What is asked of each model; what costs least to find out comes first."""
+    tests: list[Callable[[ListedModel], bool]] = []
+    if query.kind is not None:
+        tests.append(lambda model: _kind(model) is query.kind)
+    if query.dimensions:
+        tests.append(lambda model: query.dimensions in _sizes(model))
+    if query.words:
+        tests.append(lambda model: _has_words(model, query.words))
+    if query.tags:
+        tests.append(lambda model: query.tags.issubset(model.tags))
+    if query.device:
+        tests.append(lambda model: _device(model) == query.device)
+    if query.states:
+        tests.append(lambda model: model.state in query.states)
+    return tests
+
+
+def _kind(model: ListedModel) -> ModelKind | None:
+    return model.files.manifest.kind if model.files.manifest else None
+
+
+def _sizes(model: ListedModel) -> tuple[int, ...]:
+    manifest = model.files.manifest
+    return (manifest.dimensions, *manifest.matryoshka_dimensions) if manifest else ()
+
+
+def _device(model: ListedModel) -> str | None:
+    resident = model.resident
+    return resident.device if resident else None
+
+
+def _has_words(model: ListedModel, words: Sequence[str]) -> bool:
+    text = model.files.text
+    left = [word for word in words if word not in text]
+    if not left:
+        return True
+    tags = "\n".join(model.tags).lower()
+    return all(word in tags for word in left)
+
+
+_Key = str | float
+
+
+def _state(model: ListedModel) -> _Key:
+    return model.state.value
+
+
+def _file_bytes(model: ListedModel) -> _Key:
+    return model.files.chosen.file_bytes if model.files.chosen else 0
+
+
+def _last_used(model: ListedModel) -> _Key:
+    resident = model.resident
+    return resident.last_used_s if resident else 0.0
+
+
+_KEYS: dict[Order, Callable[[ListedModel], _Key]] = {
+    Order.NAME: lambda model: model.name,
+    Order.STATE: _state,
+    Order.FILE_BYTES: _file_bytes,
+    Order.LAST_USED: _last_used,
+}
+
+
+def _write_token(last: tuple[_Key, str], query: Query) -> str:
+    facts = [query.order.value, query.descending, *last]
+    return base64.urlsafe_b64encode(json.dumps(facts).encode()).decode()
+
+
+def _read_token(token: str, query: Query) -> tuple[_Key, str]:
+    try:
+        order, descending, key, name = json.loads(base64.urlsafe_b64decode(token))
+    except (ValueError, TypeError, binascii.Error):
+        raise InvalidInput("page_token", "is not one that ListModels gave") from None
+    is_number = isinstance(key, int | float) and not isinstance(key, bool)
+    wants_number = query.order in (Order.FILE_BYTES, Order.LAST_USED)
+    if (
+        (order, descending) != (query.order.value, query.descending)
+        or not isinstance(name, str)
+        or (not is_number if wants_number else not isinstance(key, str))
+    ):
+        raise InvalidInput("page_token", "is of another order than this request asks for")
+    return key, name

@@ -1,0 +1,331 @@
+"""Gives names other versions, without a request that fails or waits for a load.
+
+    1. look up   the new versions on the disk
+    2. warm      lease the new sessions, loaded first; the old ones are leased meanwhile,
+                 so that neither is evicted for the other
+    3. write     to the store, so that the change outlasts the server
+    4. point     the name means the new versions: one assignment, between two requests
+    5. release   old sessions that no name means any longer, after their last lease
+
+A failure in 1 to 3 leaves everything as it was. A caller that leaves ends 1 and 2; from
+3 on the change is made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass
+from weakref import WeakValueDictionary
+
+import structlog
+
+from shoal_server.core import ModelKey, ModelRef, valid_name
+from shoal_server.errors import FailedPrecondition, InvalidInput, ModelNotFound
+from shoal_server.loading import LoadedModel
+from shoal_server.placement import Placement
+from shoal_server.registry.aliases import Alias, Target, check_targets, new_alias
+from shoal_server.registry.event_log import Publisher
+from shoal_server.registry.events import NameSwitched, SwitchCause
+from shoal_server.registry.registry import ModelVersion, NamedTarget, Registry
+from shoal_server.registry.remembered import alias_change, pin_change
+from shoal_server.registry.store import Change, RecordStore
+from shoal_server.registry.whole import WholeTasks
+from shoal_server.residency.pool import SessionPool
+from shoal_server.residency.resident import Lease, State
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Switched:
+    """An alias after a change, and the change."""
+
+    alias: Alias
+    switch: NameSwitched
+
+
+class Switcher:
+    """Changes what names mean. Belongs to the event loop's thread."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        pool: SessionPool[LoadedModel],
+        placement: Placement,
+        store: RecordStore,
+        events: Publisher,
+        *,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Wire it.
+
+        Args:
+            registry: Has the names.
+            pool: Has the sessions.
+            placement: Chooses devices.
+            store: Remembers what changed.
+            events: Are told of every switch, when it is done.
+            wall_clock: Seconds since the epoch, for the history.
+        """
+        self._registry = registry
+        self._pool = pool
+        self._placement = placement
+        self._store = store
+        self._events = events
+        self._wall_clock = wall_clock
+        # Held by who changes a name, so that changes of one name come one after the other.
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._tasks = WholeTasks()
+
+    async def switch(
+        self, name: str, targets: Sequence[NamedTarget], *, keep_previous: bool = False
+    ) -> Switched:
+        """Let an alias stand for other versions; it is made where there is none.
+
+        Args:
+            name: Of the alias.
+            targets: Models; those without a version stand for the one they mean now.
+            keep_previous: Leave what no name means any longer in memory.
+
+        Raises:
+            InvalidInput: The name, or a target, can not be one.
+            FailedPrecondition: A model has that name.
+            ShoalError: A target is not there or can not be loaded, or the change can not
+                be written; says why.
+        """
+        valid_name(name, "alias")
+        async with self._turn(name):
+            await self._check_free(name)
+            began_s = time.monotonic()
+            versions = [await self._registry.look_up(self._meant(each.ref)) for each in targets]
+            chosen = [
+                Target(version.key, target.weight)
+                for version, target in zip(versions, targets, strict=True)
+            ]
+            check_targets(chosen, "targets")
+            now_s = self._wall_clock()
+            current = self._registry.aliases.get(name)
+            alias = current.switched(chosen, now_s) if current else new_alias(name, chosen, now_s)
+            return await self._give(alias, versions, SwitchCause.SWITCH, began_s, keep_previous)
+
+    async def roll_back(
+        self, name: str, revision: int | None = None, *, keep_previous: bool = False
+    ) -> Switched:
+        """Let an alias stand for what it stood for before; again: for what was before that.
+
+        Args:
+            name: Of the alias.
+            revision: Of its history; None: what served before.
+            keep_previous: As in `switch`.
+
+        Raises:
+            ModelNotFound: There is no such alias.
+            FailedPrecondition: It has no such revision, or nothing was before.
+            ShoalError: As `switch`.
+        """
+        async with self._turn(name):
+            began_s = time.monotonic()
+            current = self.alias(name)
+            wanted = current.revision_before(revision)
+            alias = current.rolled_back(wanted, self._wall_clock())
+            versions = [
+                await self._registry.look_up(ModelRef(each.key.name, each.key.version))
+                for each in wanted.targets
+            ]
+            return await self._give(alias, versions, SwitchCause.ROLLBACK, began_s, keep_previous)
+
+    async def remove_alias(self, name: str) -> None:
+        """Forget an alias and its history; what it stood for stays in memory.
+
+        Raises:
+            ModelNotFound: There is no such alias.
+            NotPersisted: The disk refused.
+        """
+        async with self._turn(name):
+            before = tuple(target.key for target in self.alias(name).targets)
+
+            async def commit() -> None:
+                await self._store.write(alias_change(name, None))
+                self._registry.remove_alias(name)
+                log.info("alias_deleted", name=name)
+                self._events.publish(
+                    NameSwitched(name, SwitchCause.DELETED, before, (), warm_s=0.0, switch_s=0.0)
+                )
+
+            await self._tasks.finish(commit())
+
+    async def set_version_policy(self, name: str, version: str | None) -> ModelKey:
+        """Let a model's bare name mean one version, or again its manifest's or the latest.
+
+        When the name is served from memory now, the new version is loaded first.
+
+        Args:
+            name: Of the model.
+            version: To pin the name to; None: no longer.
+
+        Returns:
+            What the name means now.
+
+        Raises:
+            ShoalError: There is no such model or version, or it can not be loaded.
+        """
+        async with self._turn(name):
+            began_s = time.monotonic()
+            repository = self._registry.repository
+            if version is None:
+                key = await asyncio.to_thread(repository.resolve, ModelRef.parse(name))
+                ref = ModelRef(name, key.version)
+            else:
+                ref = ModelRef(valid_name(name, "model"), valid_name(version, "version"))
+            fresh = await self._registry.look_up(ref)
+            old = self._meaning(name)
+            is_resident = any(self._is_resident(key) for key in old)
+
+            def point() -> None:
+                self._registry.pin(name, version, fresh)
+
+            await self._change(
+                name, SwitchCause.POLICY, old, [fresh], pin_change(name, version), point,
+                began_s=began_s, warm=is_resident, keep_previous=False,
+            )  # fmt: skip
+            return fresh.key
+
+    def alias(self, name: str) -> Alias:
+        """An alias as it is now.
+
+        Raises:
+            ModelNotFound: There is no such alias.
+        """
+        alias = self._registry.aliases.get(name)
+        if alias is None:
+            raise ModelNotFound(f"there is no alias {name[:64]!r}", metadata={"alias": name[:64]})
+        return alias
+
+    async def close(self) -> None:
+        """Wait for no more releases."""
+        await self._tasks.close()
+
+    # -- the change ------------------------------------------------------------
+
+    async def _give(
+        self,
+        alias: Alias,
+        versions: Sequence[ModelVersion],
+        cause: SwitchCause,
+        began_s: float,
+        keep_previous: bool,
+    ) -> Switched:
+        switch = await self._change(
+            alias.name,
+            cause,
+            self._meaning(alias.name),
+            versions,
+            alias_change(alias.name, alias),
+            lambda: self._registry.point(alias, versions),
+            began_s=began_s,
+            warm=True,
+            keep_previous=keep_previous,
+        )
+        return Switched(alias, switch)
+
+    async def _change(
+        self,
+        name: str,
+        cause: SwitchCause,
+        old: Sequence[ModelKey],
+        versions: Sequence[ModelVersion],
+        record: Change,
+        point: Callable[[], None],
+        *,
+        began_s: float,
+        warm: bool,
+        keep_previous: bool,
+    ) -> NameSwitched:
+        with ExitStack() as leases:
+            for key in old:
+                if (lease := self._pool.lease_resident(key)) is not None:
+                    leases.callback(lease.release)
+            if warm:
+                for version in versions:
+                    leases.callback((await self._warm(version)).release)
+            warm_s = time.monotonic() - began_s
+
+            async def commit() -> NameSwitched:
+                await self._store.write(record)
+                point()
+                new = tuple(version.key for version in versions)
+                switch_s = time.monotonic() - began_s - warm_s
+                switch = NameSwitched(name, cause, tuple(old), new, warm_s, switch_s)
+                self._tell(switch)
+                if not keep_previous:
+                    for key in set(old) - set(new):
+                        self._tasks.start(self._release_unmeant(key))
+                return switch
+
+            return await self._tasks.finish(commit())
+
+    def _tell(self, switch: NameSwitched) -> None:
+        log.info(
+            "switched", name=switch.name, cause=switch.cause,
+            before=[str(key) for key in switch.before], after=[str(key) for key in switch.after],
+            warm_ms=round(switch.warm_s * 1e3, 1), switch_ms=round(switch.switch_s * 1e3, 1),
+        )  # fmt: skip
+        self._events.publish(switch)
+
+    async def _warm(self, version: ModelVersion) -> Lease[LoadedModel]:
+        """A session of `version`, in memory; loading it has warmed it up."""
+        key = version.key
+        while True:
+            resident = self._pool.get(key)
+            current = resident.device if resident else None
+            stays = resident is not None and resident.state in (State.LOADING, State.READY)
+            device = self._placement.device_for(version, current=current)
+            await self._pool.load(key, device, pin=None if stays else version.serving.pinned)
+            # Nothing comes between the end of the load and this.
+            lease = self._pool.lease_resident(key)
+            if lease is not None:
+                return lease
+
+    async def _release_unmeant(self, key: ModelKey) -> None:
+        """Unload what was there for a name that means something else now."""
+        resident = self._pool.get(key)
+        if resident is None or resident.pinned or self._registry.names_of(key):
+            return
+        await self._pool.unload(key)
+
+    # -- names -----------------------------------------------------------------
+
+    def _meaning(self, name: str) -> list[ModelKey]:
+        """What an alias, or a model's bare name, means as far as anybody asked."""
+        alias = self._registry.aliases.get(name)
+        if alias is not None:
+            return [target.key for target in alias.targets]
+        known = self._registry.known(name)
+        return [known.key] if known else []
+
+    def _meant(self, ref: ModelRef) -> ModelRef:
+        """A target: an alias would make its meaning, and its history, another's."""
+        if ref.version is None and ref.name in self._registry.aliases:
+            raise InvalidInput("targets", f"{ref.name!r} is an alias; name a model, or a version")
+        return ref
+
+    def _is_resident(self, key: ModelKey) -> bool:
+        resident = self._pool.get(key)
+        return resident is not None and resident.state in (State.LOADING, State.READY)
+
+    async def _check_free(self, name: str) -> None:
+        if name in self._registry.aliases:
+            return
+        if await asyncio.to_thread(self._registry.repository.has, name):
+            raise FailedPrecondition(
+                f"{name!r} is a model; an alias needs a name of its own", metadata={"alias": name}
+            )
+
+    @asynccontextmanager
+    async def _turn(self, name: str) -> AsyncIterator[None]:
+        lock = self._turns.setdefault(name, asyncio.Lock())
+        async with lock:
+            yield

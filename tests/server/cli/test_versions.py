@@ -1,0 +1,110 @@
+"""`shoal models switch` and its kin, on a running server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from tests.running import RunningServer
+from tests.tiny_model import make_tiny_model
+
+from .conftest import Shoal
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server with three versions of one model."""
+    root = tmp_path_factory.mktemp("models")
+    for version in ("1", "2", "3"):
+        make_tiny_model(root, version=version)
+    with RunningServer(model_dir=root, preload="none") as server:
+        yield server.address
+
+
+def targets(shoal: Shoal, address: str, alias: str) -> dict[str, int]:
+    """What an alias stands for, with the weights."""
+    listed = json.loads(shoal("models", "aliases", "--json", "--address", address).stdout)
+    return {
+        target["model"]: target["weight"]
+        for each in listed
+        if each["name"] == alias
+        for target in each["targets"]
+    }
+
+
+def test_an_alias_from_its_making_to_its_end(shoal: Shoal, address: str) -> None:
+    """Each command says what the alias is then; the table marks the current revision."""
+    made = shoal("models", "switch", "prod", "tiny@1", "--address", address)
+    assert made.stdout.startswith("prod: now tiny@1 (warm after ")
+    shared = shoal("models", "switch", "prod", "tiny@1=95", "tiny@2=5", "--address", address)
+    assert shared.stdout.startswith("prod: now tiny@1=95 tiny@2=5 (")
+    assert targets(shoal, address, "prod") == {"tiny@1": 95, "tiny@2": 5}
+    back = shoal("models", "rollback", "prod", "--address", address)
+    assert back.stdout.startswith("prod: now tiny@1 (")
+    rows = shoal("models", "aliases", "--address", address).stdout.splitlines()
+    assert [row.split()[:2] for row in rows[1:]] == [["prod", "3*"], ["prod", "2"], ["prod", "1"]]
+    shoal("models", "delete-alias", "prod", "--address", address)
+    assert targets(shoal, address, "prod") == {}
+
+
+def test_pinning_a_name_to_a_version(shoal: Shoal, address: str) -> None:
+    """And letting it follow the latest again."""
+    pinned = shoal("models", "pin-version", "tiny", "2", "--address", address)
+    assert pinned.stdout == "tiny: pinned to tiny@2\n"
+    assert shoal("models", "unpin-version", "tiny", "--address", address).stdout == (
+        "tiny: now tiny@3\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("switch", "prod", "nothing"), "shoal: there is no model 'nothing'"),
+        (("rollback", "nothing"), "shoal: there is no alias 'nothing'"),
+        (("delete-alias", "nothing"), "shoal: there is no alias 'nothing'"),
+        (("pin-version", "tiny", "9"), "shoal: model 'tiny' has no version '9'"),
+    ],
+)
+def test_a_refusal_is_one_line(
+    shoal: Shoal, address: str, arguments: tuple[str, ...], message: str
+) -> None:
+    """The server's own words, on standard error, and exit status 1."""
+    result = shoal("models", *arguments, "--address", address)
+    assert (result.exit_code, result.stdout, result.stderr) == (1, "", message + "\n")
+
+
+def test_a_weight_that_is_no_number_is_wrong_usage(shoal: Shoal, address: str) -> None:
+    """Nothing is asked of the server."""
+    result = shoal("models", "switch", "prod", "tiny=half", "--address", address)
+    assert result.exit_code == 2
+    assert "'tiny=half'" in result.stderr
+
+
+def test_tags_and_deprecations(shoal: Shoal, address: str) -> None:
+    """Each command says what is then."""
+    at = ("--address", address)
+    assert shoal("models", "tag", "tiny@1", "a", "b", *at).stdout == "tiny@1: a b\n"
+    untagged = shoal("models", "tag", "tiny@1", "--remove", "a", "--remove", "b", *at)
+    assert untagged.stdout == "tiny@1: no tags\n"
+    old = ("--replacement", "tiny@3", "--refuse-after", "2020-01-01")
+    assert shoal("models", "deprecate", "tiny@1", *old, *at).stdout == "tiny@1: deprecated\n"
+    assert shoal("models", "undeprecate", "tiny@1", *at).stdout == "tiny@1: not deprecated\n"
+
+
+def test_finding_models(shoal: Shoal, address: str) -> None:
+    """A table for people, JSON for programs, and a word about what is not shown."""
+    at = ("--address", address)
+    shoal("models", "tag", "tiny", "prod", *at)
+    rows = shoal("models", "find", "--tag", "prod", *at).stdout.splitlines()
+    assert [row.split()[0] for row in rows] == ["model", "tiny@3"]
+    assert json.loads(shoal("models", "find", "nowhere", "--json", *at).stdout) == []
+    wrong = shoal("models", "find", "--state", "asleep", *at)
+    assert wrong.exit_code == 2
+
+
+def test_a_rescan(shoal: Shoal, address: str) -> None:
+    """What is new is printed, and that nothing is."""
+    shoal("models", "discover", "--address", address)
+    assert shoal("models", "discover", "--address", address).stdout == "nothing new\n"

@@ -1,0 +1,162 @@
+"""Which models are shown, and that pages neither repeat nor hide any."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shoal_server.catalog import ListedModel
+from shoal_server.core import ModelKey, ModelKind, Pooling
+from shoal_server.errors import InvalidInput
+from shoal_server.lifecycle import ModelState
+from shoal_server.listing import Order, Query, select
+from shoal_server.registry.index import ModelFiles
+from shoal_server.registry.manifest import ModelManifest, Source, VersionManifest
+
+
+@dataclass(frozen=True)
+class Resident:
+    """As much of a session as a list needs."""
+
+    device: str
+    last_used_s: float
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """As much of a graph as a list needs."""
+
+    file_bytes: int
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model as `ListedModel` shows it."""
+
+    name: str
+    files: ModelFiles
+    state: ModelState
+    resident: Resident | None
+    tags: tuple[str, ...]
+
+
+def model(
+    name: str,
+    *,
+    state: ModelState = ModelState.UNLOADED,
+    device: str = "",
+    last_used_s: float = 0.0,
+    tags: tuple[str, ...] = (),
+    about: str = "",
+    dimensions: int = 8,
+    file_bytes: int = 0,
+) -> ListedModel:
+    manifest = VersionManifest(
+        dimensions=dimensions, matryoshka_dimensions=(dimensions // 2,), max_tokens=16,
+        vocabulary_size=10, pooling=Pooling.MEAN, normalized=True, created_at="", files={},
+        source=Source(kind="local", location="tests", exported=True),
+    )  # fmt: skip
+    files = ModelFiles(
+        ModelKey(name, "1"), ("1",), ModelManifest(), manifest,
+        cast(Any, Chosen(file_bytes)), "", f"{name}\n{about}".lower(),
+    )  # fmt: skip
+    resident = Resident(device, last_used_s) if device else None
+    return cast(ListedModel, Model(name, files, state, resident, tags))
+
+
+MODELS = [
+    model("alpha", state=ModelState.READY, device="cpu", last_used_s=5.0, tags=("prod", "en")),
+    model("beta", about="Finds Questions", tags=("en",), dimensions=16, file_bytes=300),
+    model("gamma", state=ModelState.FAILED, about="finds answers", file_bytes=200),
+    model("delta", state=ModelState.READY, device="cuda:0", last_used_s=9.0, tags=("prod",)),
+]
+
+
+def names(query: Query) -> list[str]:
+    return [each.name for each in select(MODELS, query).models]
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        (Query(), ["alpha", "beta", "delta", "gamma"]),
+        (Query(states=frozenset({ModelState.READY, ModelState.FAILED})),
+         ["alpha", "delta", "gamma"]),
+        (Query(device="cpu"), ["alpha"]),
+        (Query(tags=frozenset({"prod"})), ["alpha", "delta"]),
+        (Query(tags=frozenset({"prod", "en"})), ["alpha"]),
+        (Query(words=("finds",)), ["beta", "gamma"]),
+        (Query(words=("finds", "answer")), ["gamma"]),
+        (Query(words=("finds", "en")), ["beta"]),
+        (Query(words=("prod", "alp")), ["alpha"]),
+        (Query(kind=ModelKind.TEXT_EMBEDDING, dimensions=16), ["beta"]),
+        (Query(dimensions=8), ["alpha", "beta", "delta", "gamma"]),
+        (Query(order=Order.FILE_BYTES, descending=True), ["beta", "gamma", "delta", "alpha"]),
+        (Query(order=Order.LAST_USED, descending=True), ["delta", "alpha", "gamma", "beta"]),
+        (Query(order=Order.STATE), ["gamma", "alpha", "delta", "beta"]),
+    ],
+)  # fmt: skip
+def test_what_is_asked_for_is_shown(query: Query, expected: list[str]) -> None:
+    """And nothing else; equals are in the order of their names."""
+    assert names(query) == expected
+
+
+many = st.lists(
+    st.builds(
+        model,
+        st.text("abc", min_size=1, max_size=4),
+        last_used_s=st.sampled_from([0.0, 1.5, 2.0]),
+        device=st.sampled_from(["", "cpu"]),
+        file_bytes=st.integers(0, 3),
+        state=st.sampled_from(ModelState),
+    ),
+    unique_by=lambda each: each.name,
+    max_size=20,
+)
+
+
+@given(many, st.sampled_from(Order), st.booleans(), st.integers(1, 7))
+def test_pages_together_are_the_whole(
+    models: list[ListedModel], order: Order, descending: bool, page_size: int
+) -> None:
+    """Each model once, in the same order, however many go on a page."""
+    whole = select(models, Query(order=order, descending=descending))
+    found: list[ListedModel] = []
+    token = ""
+    while True:
+        page = select(models, Query(
+            order=order, descending=descending, page_size=page_size, page_token=token
+        ))  # fmt: skip
+        assert page.total == len(models)
+        found += page.models
+        token = page.next_token
+        if not token:
+            break
+        assert len(page.models) == page_size
+    assert found == list(whole.models)
+
+
+def test_a_model_that_comes_or_goes_between_two_pages_moves_no_other() -> None:
+    """The page goes on behind the last name, also when that is gone."""
+    first = select(MODELS, Query(page_size=2))
+    assert [each.name for each in first.models] == ["alpha", "beta"]
+    later = [each for each in MODELS if each.name != "beta"] + [model("aaa"), model("zeta")]
+    rest = select(later, Query(page_size=9, page_token=first.next_token))
+    assert [each.name for each in rest.models] == ["delta", "gamma", "zeta"]
+
+
+def test_a_token_of_another_order_is_refused() -> None:
+    """It would go on in the wrong place."""
+    token = select(MODELS, Query(page_size=1)).next_token
+    for query in (
+        Query(page_token=token, descending=True),
+        Query(page_token=token, order=Order.FILE_BYTES),
+        Query(page_token="nonsense"),
+        Query(page_token=token[:-4]),
+    ):
+        with pytest.raises(InvalidInput, match="page_token"):
+            select(MODELS, query)

@@ -1,0 +1,149 @@
+"""A switch that does not come to its end changes nothing, and one that was begun does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from shoal_server.core import ModelKey, ModelRef
+from shoal_server.errors import ModelLoadFailed, NotPersisted
+from shoal_server.registry.registry import NamedTarget, Registry
+from shoal_server.registry.repository import ModelRepository
+from shoal_server.registry.store import Change, RecordStore
+from shoal_server.switching import Switcher
+from tests.server.residency.fakes import CPU, Bench, Gate, Published
+from tests.tiny_model import make_tiny_model
+
+ONE, TWO = ModelKey("tiny", "1"), ModelKey("tiny", "2")
+
+
+class GatedStore(RecordStore):
+    """A store whose writes wait at a gate, and fail when told to."""
+
+    def __init__(self) -> None:
+        super().__init__(Path("nowhere"))
+        self.gate = Gate()
+        self.is_full = False
+        self.written: list[Change] = []
+
+    async def write(self, *changes: Change) -> None:
+        await self.gate.passed()
+        if self.is_full:
+            raise NotPersisted("the disk is full")
+        self.written += changes
+
+
+class OnCpu:
+    """Places everything there."""
+
+    def device_for(self, *_: object, **__: object) -> str:
+        return CPU
+
+
+@dataclass
+class Parts:
+    """A switcher and what it works with; the alias stands for the first version."""
+
+    switcher: Switcher
+    registry: Registry
+    bench: Bench
+    store: GatedStore
+    published: Published
+
+    def switch(self, key: ModelKey) -> asyncio.Task[Any]:
+        target = NamedTarget(ModelRef(key.name, key.version), 1)
+        return asyncio.create_task(self.switcher.switch("prod", [target]))
+
+    def meaning(self) -> ModelKey:
+        version = self.registry.known("prod")
+        assert version is not None
+        return version.key
+
+    def assert_unchanged(self) -> None:
+        assert self.meaning() == ONE
+        assert len(self.registry.aliases["prod"].revisions) == 1
+        assert len(self.published.events) == 1
+        leases = [each and each.leases for each in map(self.bench.pool.get, (ONE, TWO))]
+        assert not any(leases)
+
+
+@pytest.fixture
+async def parts(tmp_path: Path) -> AsyncIterator[Parts]:
+    for version in ("1", "2"):
+        make_tiny_model(tmp_path, version=version)
+    registry, bench = Registry(ModelRepository(tmp_path), "tiny"), Bench()
+    store, published = GatedStore(), Published()
+    switcher = Switcher(registry, cast(Any, bench.pool), cast(Any, OnCpu()), store, published)
+    parts = Parts(switcher, registry, bench, store, published)
+    await parts.switch(ONE)
+    yield parts
+    await switcher.close()
+    bench.pool.check_integrity()
+
+
+async def test_a_caller_that_leaves_while_it_loads_has_changed_nothing(parts: Parts) -> None:
+    """No lease is left, and the next switch goes through."""
+    gate = parts.bench.loader.load_gates[TWO]
+    gate.close()
+    switching = parts.switch(TWO)
+    await gate.reached.wait()
+    switching.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await switching
+    parts.assert_unchanged()
+    gate.open()
+    await parts.switch(TWO)
+    assert parts.meaning() == TWO
+
+
+async def test_the_old_version_serves_until_the_new_one_is_there(parts: Parts) -> None:
+    """And can not be evicted meanwhile: the switch has a lease of it."""
+    gate = parts.bench.loader.load_gates[TWO]
+    gate.close()
+    switching = parts.switch(TWO)
+    await gate.reached.wait()
+    assert parts.meaning() == ONE
+    resident = parts.bench.pool.get(ONE)
+    assert resident is not None
+    assert not resident.evictable
+    gate.open()
+    await switching
+    assert parts.meaning() == TWO
+
+
+async def test_a_caller_that_leaves_while_it_is_written_does_not_stop_the_change(
+    parts: Parts,
+) -> None:
+    """What is on disk is what is served, and watchers hear of it."""
+    parts.store.gate.close()
+    parts.store.gate.reached.clear()
+    switching = parts.switch(TWO)
+    await parts.store.gate.reached.wait()
+    switching.cancel()
+    parts.store.gate.open()
+    with pytest.raises(asyncio.CancelledError):
+        await switching
+    assert parts.meaning() == TWO
+    assert len(parts.published.events) == 2
+    assert len(parts.store.written) == 2
+
+
+async def test_a_change_that_can_not_be_written_is_not_made(parts: Parts) -> None:
+    """Nor told to anybody but the caller."""
+    parts.store.is_full = True
+    with pytest.raises(NotPersisted):
+        await parts.switch(TWO)
+    parts.assert_unchanged()
+
+
+async def test_a_version_that_fails_to_load_changes_nothing(parts: Parts) -> None:
+    """The reason goes to the caller."""
+    parts.bench.loader.errors[TWO] = [ModelLoadFailed("no such operator")]
+    with pytest.raises(ModelLoadFailed, match="no such operator"):
+        await parts.switch(TWO)
+    parts.assert_unchanged()
