@@ -9,6 +9,7 @@
 """
 
 from shoal_client.aio.client import AsyncClient
+from shoal_client.coalescing import Coalescing
 from shoal_client.connection import Tls
 from shoal_client.errors import (
     DeadlineExceededError,
@@ -16,6 +17,7 @@ from shoal_client.errors import (
     InternalError,
     InvalidArgumentError,
     ModelNotFoundError,
+    OutOfRangeError,
     OverloadedError,
     PermissionDeniedError,
     ShoalError,
@@ -26,25 +28,45 @@ from shoal_client.errors import (
 from shoal_client.requests import EmbedOptions
 from shoal_client.results import Embeddings, HealthStatus
 from shoal_client.retry import RetryPolicy
+from shoal_client.settings import Setting
+from shoal_client.statistics import (
+    CallerUsage,
+    GpuStatistics,
+    Latency,
+    ModelStatistics,
+    Statistics,
+    Traffic,
+    UsageCounts,
+)
 from shoal_client.sync.client import Client
 
 __all__ = [
     "AsyncClient",
+    "CallerUsage",
     "Client",
+    "Coalescing",
     "DeadlineExceededError",
     "EmbedOptions",
     "Embeddings",
     "FailedPreconditionError",
+    "GpuStatistics",
     "HealthStatus",
     "InternalError",
     "InvalidArgumentError",
+    "Latency",
     "ModelNotFoundError",
+    "ModelStatistics",
+    "OutOfRangeError",
     "OverloadedError",
     "PermissionDeniedError",
     "RetryPolicy",
+    "Setting",
     "ShoalError",
+    "Statistics",
     "Tls",
+    "Traffic",
     "UnauthenticatedError",
     "UnavailableError",
     "UnimplementedError",
+    "UsageCounts",
 ]

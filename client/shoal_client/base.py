@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from shoal_client.coalescing import Coalescing
 from shoal_client.connection import (
     DEFAULT_ADDRESS,
     Connection,
@@ -59,6 +59,10 @@ class CallPlanner:
             random=self.clock.random,
         )
 
+    def once(self, deadline: Deadline = NO_DEADLINE) -> Attempts:
+        """The only try of a call that is not idempotent; it goes to the first server."""
+        return Attempts(RetryPolicy(max_attempts=1), deadline=deadline, random=self.clock.random)
+
     def metadata(self, request_id: str) -> Metadata:
         """What is sent with a call."""
         return (*self.connection.metadata, (REQUEST_ID_KEY, request_id))
@@ -87,6 +91,7 @@ class ClientBase:
         timeout_s: float = DEFAULT_TIMEOUT_S,
         retry: RetryPolicy = _DEFAULT_RETRY,
         concurrency: int = 8,
+        coalesce: bool | Coalescing = False,
         clock: Clock = _SYSTEM_CLOCK,
     ) -> None:
         """Describe the connection; the first call opens it.
@@ -106,6 +111,11 @@ class ClientBase:
             retry: When calls are tried again; `RetryPolicy(max_attempts=1)`
                 turns that off.
             concurrency: Requests of one large call that are in flight together.
+            coalesce: Whether concurrent calls of `embed` and `embed_tokens` with
+                equal options share requests: cheaper for many callers with few
+                texts each. One caller's bad input or lateness is not another's.
+                A call with a `request_id` of its own goes by itself. See
+                `Coalescing` for how.
             clock: Time and chance, for tests.
 
         Raises:
@@ -117,6 +127,7 @@ class ClientBase:
         connection = describe_connection(addresses, tls=tls, token=token, metadata=metadata or {})
         self._planner = CallPlanner(connection, timeout_s, retry, clock)
         self._concurrency = concurrency
+        self._coalescing = Coalescing() if coalesce is True else coalesce or None
         self._limits: Limits | None = None
         self._open()
 
@@ -134,8 +145,3 @@ def bounded_chunk_size(chunk_size: int, max_in_flight: int) -> int:
     if chunk_size < 1 or max_in_flight < 1:
         raise ValueError("chunk_size and max_in_flight must be above 0")
     return min(chunk_size, max_in_flight)
-
-
-def new_request_id() -> str:
-    """An id for a call whose caller gave none, so that every error can name one."""
-    return secrets.token_hex(8)

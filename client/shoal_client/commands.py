@@ -67,6 +67,14 @@ def embed(
         bool, typer.Option("--truncate/--no-truncate", help="Cut texts that are too long.")
     ] = True,
     prompt_name: Annotated[str, typer.Option(help="Prompt of the model.")] = "",
+    keep_alive_s: Annotated[
+        float | None,
+        typer.Option(
+            "--keep-alive",
+            help="Seconds that the model stays in the server's memory after its last use; 0 "
+            "releases it, a negative number keeps it. Default: as it was.",
+        ),
+    ] = None,
     timeout_s: Annotated[
         float, typer.Option("--timeout", help="Seconds for each request.", min=0.001)
     ] = 60.0,
@@ -84,6 +92,7 @@ def embed(
         encoding=encoding.value,
         truncate=truncate,
         prompt_name=prompt_name,
+        keep_alive_s=keep_alive_s,
     )
     with _reported_errors(), ExitStack() as stack:
         client = stack.enter_context(Client(address, tls=tls, timeout_s=timeout_s))

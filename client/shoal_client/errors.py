@@ -7,6 +7,7 @@
     ├── ModelNotFoundError        no such model or version
     ├── FailedPreconditionError   the model can not do this, as things stand
     ├── OverloadedError           no room now; says when to come back
+    ├── OutOfRangeError           the events asked for are no longer kept
     ├── DeadlineExceededError     the time given ran out
     ├── UnavailableError          no server can be reached, or it is going away
     ├── UnimplementedError        the server does not know the call
@@ -18,6 +19,7 @@ from the gRPC code; `reason` tells more precisely, e.g. `MODEL_FILE_CORRUPT`.
 
 from __future__ import annotations
 
+import copy
 import re
 from typing import TYPE_CHECKING, cast
 
@@ -77,11 +79,17 @@ class ShoalError(Exception):
     def __str__(self) -> str:
         return self.message
 
+    @property
+    def input_index(self) -> int | None:
+        """Index of the input that `field` names; None when it names none."""
+        match = _INPUT_INDEX.match(self.field)
+        return None if match is None else int(match[2])
+
     def shift_index(self, offset: int) -> None:
-        """Count the input that `field` names from the start of all inputs.
+        """Count the input that `field` names from another one than the request's first.
 
         Args:
-            offset: Inputs before the first one of the request that failed.
+            offset: Inputs from there to the first one of the request that failed.
         """
         match = _INPUT_INDEX.match(self.field)
         if match is None:
@@ -115,6 +123,16 @@ class OverloadedError(ShoalError):
     """There was no room, or a message was too large for gRPC."""
 
 
+class OutOfRangeError(ShoalError):
+    """The events from there on are no longer kept, or there were none such yet."""
+
+    @property
+    def resume_after(self) -> int | None:
+        """For `after_sequence`, to go on with the oldest that is kept."""
+        number = self.metadata.get("resume_after", "")
+        return int(number) if number.isdecimal() else None
+
+
 class DeadlineExceededError(ShoalError):
     """The time given for the call ran out.
 
@@ -137,7 +155,7 @@ class InternalError(ShoalError):
 
 _CLASSES: Mapping[grpc.StatusCode, type[ShoalError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidArgumentError,
-    grpc.StatusCode.OUT_OF_RANGE: InvalidArgumentError,
+    grpc.StatusCode.OUT_OF_RANGE: OutOfRangeError,
     grpc.StatusCode.UNAUTHENTICATED: UnauthenticatedError,
     grpc.StatusCode.PERMISSION_DENIED: PermissionDeniedError,
     grpc.StatusCode.NOT_FOUND: ModelNotFoundError,
@@ -185,6 +203,18 @@ def from_status(status: status_pb2.Status, request_id: str = "") -> ShoalError:
 def stream_ended() -> UnavailableError:
     """The error for a stream that the server ended before it answered everything."""
     return UnavailableError("the server ended the stream", code=grpc.StatusCode.UNAVAILABLE)
+
+
+def client_closed() -> UnavailableError:
+    """The error for a call whose client was closed before there was an answer."""
+    return UnavailableError("the client was closed", code=grpc.StatusCode.CANCELLED)
+
+
+def twin(error: Exception) -> Exception:
+    """The same error for one more caller: what is raised twice mixes up its tracebacks."""
+    another = copy.copy(error)
+    another.__cause__ = error.__cause__
+    return another
 
 
 def answered_request_id(trailing: Iterable[tuple[str, str | bytes]], sent: str) -> str:

@@ -76,6 +76,9 @@ class Pipeline:
         self._random = random
         self.request_id = request_id
         self._sent: dict[str, _Sent] = {}
+        # Those of them with a resend_at, mostly none: looking through all that is sent,
+        # for each answer, would cost more than the answer does.
+        self._backing_off: list[_Sent] = []
         self._answered: dict[int, Embeddings] = {}
         self._submitted = 0
         self._taken = 0
@@ -127,6 +130,7 @@ class Pipeline:
         if isinstance(error, UnavailableError):
             raise error
         sent.resend_at = now + sent.attempts.delay_s(error, now)
+        self._backing_off.append(sent)
 
     def take_ready(self) -> list[Embeddings]:
         """The results that are next in order; they leave the pipeline."""
@@ -139,12 +143,17 @@ class Pipeline:
 
     def due(self, now: float) -> list[EmbedStreamRequest]:
         """The requests whose back-off is over, to be sent again."""
-        messages = []
-        for sent in self._sent.values():
-            if sent.resend_at is not None and sent.resend_at <= now:
-                sent.resend_at = None
-                _limit_time(sent.message, sent.attempts.deadline - now)
-                messages.append(sent.message)
+        if not self._backing_off:
+            return []
+        messages, still = [], []
+        for sent in self._backing_off:
+            if sent.resend_at is not None and sent.resend_at > now:
+                still.append(sent)
+                continue
+            sent.resend_at = None
+            _limit_time(sent.message, sent.attempts.deadline - now)
+            messages.append(sent.message)
+        self._backing_off = still
         return messages
 
     def unanswered(self) -> list[EmbedStreamRequest]:
@@ -153,7 +162,7 @@ class Pipeline:
 
     def wait_s(self, now: float) -> float | None:
         """How long to wait for an answer; None: as long as it takes."""
-        resend_at = [sent.resend_at for sent in self._sent.values() if sent.resend_at is not None]
+        resend_at = [sent.resend_at for sent in self._backing_off if sent.resend_at is not None]
         if resend_at:
             return max(0.0, min(resend_at) - now)
         return None if self._timeout_s == math.inf else self._timeout_s + _GRACE_S
@@ -165,7 +174,7 @@ class Pipeline:
             DeadlineExceededError: It was not a back-off that was waited for: the
                 server had time for an answer and gave none.
         """
-        if all(sent.resend_at is None for sent in self._sent.values()):
+        if not self._backing_off:
             raise DeadlineExceededError(
                 f"the server answered nothing for {self._timeout_s + _GRACE_S:g} s",
                 code=grpc.StatusCode.DEADLINE_EXCEEDED,

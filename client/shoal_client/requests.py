@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import secrets
 from typing import TYPE_CHECKING, Literal, TypedDict, TypeVar
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
 
 from shoal.v1.embed_pb2 import EmbedRequest, Priority, TokenIds, VectorEncoding
-from shoal.v1.model_control_pb2 import UnloadModelRequest
+from shoal.v1.model_control_pb2 import (
+    ListModelsRequest,
+    ModelKind,
+    ModelOrder,
+    ModelState,
+    UnloadModelRequest,
+)
+from shoal.v1.versions_pb2 import AliasTarget, Deprecation, SwitchModelRequest
 from shoal_client.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from datetime import datetime
 
 Encoding = Literal["float32", "float16", "int8", "ubinary"]
 PriorityName = Literal["low", "normal", "high"]
@@ -29,7 +38,21 @@ _PRIORITIES: Mapping[str, Priority.ValueType] = {
     "high": Priority.PRIORITY_HIGH,
 }
 
+# Models in one answer to ListModels.
+_LIST_PAGE = 500
+
 T = TypeVar("T")
+
+
+def _short_names(values: Iterable[tuple[str, T]], prefix: str) -> dict[str, T]:
+    """The values of an enum by their names without its own, in small letters."""
+    return {name.removeprefix(prefix).lower(): value for name, value in values}
+
+
+_STATES = _short_names(ModelState.items()[1:], "MODEL_STATE_")
+_KINDS = _short_names(ModelKind.items()[1:], "MODEL_KIND_")
+_ORDERS = _short_names(ModelOrder.items()[1:], "MODEL_ORDER_")
+
 Texts = TypeVar("Texts")
 
 
@@ -49,6 +72,12 @@ class EmbedOptions(TypedDict, total=False):
         prompt_name: A prompt of the model, put before each text. Default: the
             model's default prompt, mostly none.
         priority: Who goes first when requests wait. Default: "normal".
+        keep_alive_s: Seconds that the server keeps the model in memory after its
+            last use, until another request says otherwise; 0 releases it as soon as
+            nobody uses it, a negative number keeps it however long it is idle.
+            Default: as it was, at first the server's.
+        routing_key: Of the caller, such as a user's id: where several versions share
+            an alias's traffic, the same key always gets the same one. Default: any.
     """
 
     model: str
@@ -58,6 +87,8 @@ class EmbedOptions(TypedDict, total=False):
     truncate: bool | None
     prompt_name: str
     priority: PriorityName
+    keep_alive_s: float | None
+    routing_key: str
 
 
 def new_embed_request(
@@ -69,6 +100,8 @@ def new_embed_request(
     truncate: bool | None = None,
     prompt_name: str = "",
     priority: str = "normal",
+    keep_alive_s: float | None = None,
+    routing_key: str = "",
 ) -> EmbedRequest:
     """A request without inputs. For the arguments see `EmbedOptions`.
 
@@ -84,7 +117,14 @@ def new_embed_request(
         truncate=truncate,
         prompt_name=prompt_name,
         priority=_named(priority, _PRIORITIES, "priority"),
+        keep_alive_s=keep_alive_s,
+        routing_key=routing_key,
     )
+
+
+def new_request_id() -> str:
+    """An id for a call whose caller gave none, so that every error can name one."""
+    return secrets.token_hex(8)
 
 
 def new_unload_request(model: str, force_after_s: float | None) -> UnloadModelRequest:
@@ -94,6 +134,60 @@ def new_unload_request(model: str, force_after_s: float | None) -> UnloadModelRe
         force_after = Duration()
         force_after.FromNanoseconds(round(force_after_s * 1e9))
     return UnloadModelRequest(model=model, force_after=force_after)
+
+
+def new_list_request(
+    text: str,
+    states: Iterable[str],
+    device: str,
+    tags: Iterable[str],
+    kind: str,
+    dimensions: int,
+    order_by: str,
+    descending: bool,
+) -> ListModelsRequest:
+    """A request for the models that have all of this, a page at a time.
+
+    Raises:
+        InvalidArgumentError: A state, the kind or the order has no such name.
+    """
+    return ListModelsRequest(
+        text=text,
+        states=[_named(name, _STATES, "states") for name in states],
+        device=device,
+        tags=tags,
+        kind=_named(kind, _KINDS, "kind") if kind else ModelKind.MODEL_KIND_UNSPECIFIED,
+        dimensions=dimensions,
+        order_by=_named(order_by, _ORDERS, "order_by"),
+        descending=descending,
+        page_size=_LIST_PAGE,
+    )
+
+
+def new_switch_request(
+    alias: str, targets: str | Mapping[str, int], keep_previous: bool
+) -> SwitchModelRequest:
+    """A request to let an alias stand for one target, or for several by weight."""
+    weights = {targets: 1} if isinstance(targets, str) else targets
+    return SwitchModelRequest(
+        alias=alias,
+        targets=[AliasTarget(model=model, weight=weight) for model, weight in weights.items()],
+        keep_previous=keep_previous,
+    )
+
+
+def new_deprecation(replacement: str, message: str, refuse_after: datetime | None) -> Deprecation:
+    """A deprecation from now on.
+
+    Raises:
+        ValueError: The time has no time zone, and so no one meaning.
+    """
+    deprecation = Deprecation(replacement=replacement, message=message)
+    if refuse_after is not None:
+        if refuse_after.tzinfo is None:
+            raise ValueError("refuse_after needs a time zone, such as datetime.UTC")
+        deprecation.refuse_after.FromDatetime(refuse_after)
+    return deprecation
 
 
 def iterable_of_texts(texts: Texts) -> Texts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -41,8 +42,12 @@ class Embeddings:
         model: The model that ran.
         version: The version that ran.
         timings: Where the time went, in microseconds; of a call that was split,
-            the largest of each over its parts.
-        request_id: Id of the call in the server's logs.
+            the largest of each over its parts; of a call that shared a request,
+            that request's.
+        request_id: Id of the call, or of the request it shared, in the server's
+            logs.
+        deprecation: That the model should not be used any longer, and what to use
+            instead; empty when it is not deprecated.
     """
 
     vectors: Vectors
@@ -55,6 +60,7 @@ class Embeddings:
     version: str
     timings: Timings
     request_id: str
+    deprecation: str = ""
 
     def to_float32(self) -> npt.NDArray[np.float32]:
         """float32[N, D], whatever the encoding.
@@ -129,6 +135,7 @@ def decode(response: EmbedResponse, request_id: str) -> Embeddings:
         version=response.version,
         timings=timings,
         request_id=request_id,
+        deprecation=response.deprecation,
     )
 
 
@@ -158,6 +165,30 @@ def join(parts: Sequence[Embeddings]) -> Embeddings:
         version=first.version,
         timings=_largest([part.timings for part in parts]),
         request_id=first.request_id,
+        deprecation=first.deprecation,
+    )
+
+
+def select(result: Embeddings, start: int, stop: int) -> Embeddings:
+    """The rows from `start` to `stop` as a result of their own.
+
+    Copied, so that whoever keeps them keeps no others in memory.
+    """
+    cuts = slice(bisect_left(result.truncated, start), bisect_left(result.truncated, stop))
+    timings = Timings()
+    timings.CopyFrom(result.timings)
+    return Embeddings(
+        vectors=result.vectors[start:stop].copy(),
+        dimensions=result.dimensions,
+        encoding=result.encoding,
+        scales=None if result.scales is None else result.scales[start:stop].copy(),
+        token_counts=result.token_counts[start:stop],
+        truncated=tuple(index - start for index in result.truncated[cuts]),
+        model=result.model,
+        version=result.version,
+        timings=timings,
+        request_id=result.request_id,
+        deprecation=result.deprecation,
     )
 
 

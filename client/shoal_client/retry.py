@@ -10,6 +10,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import grpc
+
 from shoal_client.errors import (
     DeadlineExceededError,
     OverloadedError,
@@ -63,7 +65,8 @@ class RetryPolicy:
 
     Retried are calls that no server took (UNAVAILABLE) and calls that a server
     had no room for and said when to come back (RESOURCE_EXHAUSTED with
-    RetryInfo). All of Shoal's calls are idempotent. Everything else would fail
+    RetryInfo). Those of Shoal's calls that are not idempotent are made once,
+    whatever this says (`Client.rollback_model`). Everything else would fail
     again: RESOURCE_EXHAUSTED without RetryInfo is gRPC's own refusal of a
     message that is too large.
 
@@ -149,7 +152,9 @@ class Attempts:
                 deadline cut off a try after others, it tells also how those ended.
         """
         if isinstance(error, DeadlineExceededError):
-            self._explain(error)
+            if error.message == _GRPC_TIMED_OUT:
+                error.message = _no_answer_within(self._timeout_s)
+            self.explain(error)
             raise error
         self.server = (self.server + 1) % self._servers
         if isinstance(error, UnavailableError) and error.retry_after_s is None:
@@ -171,15 +176,27 @@ class Attempts:
         self._unreachable = 0
         self._last = None
 
-    def _explain(self, error: DeadlineExceededError) -> None:
-        if error.message == _GRPC_TIMED_OUT:
-            error.message = f"no answer within {self._timeout_s:g} s"
+    def explain(self, error: DeadlineExceededError) -> None:
+        """Let the error tell also how the try before ended, if there was one."""
         if (last := self._last) is not None:
             error.message += f"; the try before: {last.message}"
             error.reason = error.reason or last.reason
             error.metadata = last.metadata | error.metadata
             if error.retry_after_s is None:
                 error.retry_after_s = last.retry_after_s
+
+
+def out_of_time(deadline: Deadline, request_id: str) -> DeadlineExceededError:
+    """The error for a caller whose time is over before there is an answer."""
+    return DeadlineExceededError(
+        _no_answer_within(deadline.timeout_s),
+        code=grpc.StatusCode.DEADLINE_EXCEEDED,
+        request_id=request_id,
+    )
+
+
+def _no_answer_within(timeout_s: float) -> str:
+    return f"no answer within {timeout_s:g} s"
 
 
 def _can_succeed_later(error: ShoalError) -> bool:

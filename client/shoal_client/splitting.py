@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
-from shoal.v1.embed_pb2 import EmbedRequest, TokenizeRequest
+from shoal.v1.embed_pb2 import EmbedRequest, EmbedResponse, TokenizeRequest
 from shoal.v1.model_control_pb2 import Limits
 from shoal_client.requests import iterable_of_texts, text_bytes, token_ids
 
@@ -15,11 +16,11 @@ _MIB = 1024 * 1024
 DEFAULT_LIMITS = Limits(
     texts_per_request=2048, bytes_per_request=16 * _MIB, message_bytes=64 * _MIB
 )
-# What protobuf adds, at most: tag and length of an input; id, timeout and lengths
-# around a request in a stream; the fields of an answer that grow with nothing; and
-# a row's token count, index and scale.
+# What comes on top, at most: tag and length of an input; the fields of an answer that
+# grow with nothing; and a row's token count, index and scale.
 _INPUT_OVERHEAD_BYTES = 8
-_REQUEST_OVERHEAD_BYTES = 64
+# Around a request in a stream, and a routing key and a version that were not asked for.
+_REQUEST_OVERHEAD_BYTES = 384
 _ANSWER_OVERHEAD_BYTES = 1024
 _ROW_OVERHEAD_BYTES = 16
 # Widest vectors in common use; stands in for a model's dimensions, which would
@@ -106,6 +107,7 @@ class TextChunker:
             limits: What the server allows in one.
             chunk_size: Texts in one request, if the server allows so many.
         """
+        _keep_together(template)
         self._template = template
         self._splitter: Splitter[str] = Splitter(
             PartLimits(items=min(chunk_size, limits.items), bytes=limits.bytes)
@@ -187,6 +189,7 @@ def _parts(
     if len(items) <= limits.items and total_bytes <= limits.bytes:  # nearly always
         fill(template, items)
         return [Part(0, template)]
+    _keep_together(template)
     splitter: Splitter[T] = Splitter(limits)
     groups = [splitter.add(item, size) for item, size in zip(items, sizes, strict=True)]
     groups.append(splitter.flush())
@@ -200,3 +203,27 @@ def _parts(
             parts.append(Part(offset, request))
             offset += len(group)
     return parts
+
+
+def strays(
+    parts: Sequence[Part[EmbedRequest]], answers: Sequence[tuple[EmbedResponse, str]]
+) -> list[int]:
+    """The parts that another version answered than the last one: its name was switched.
+
+    Their requests name the last one's version afterwards, so that they can be sent again.
+
+    Returns:
+        Their indices, ascending.
+    """
+    last, _ = answers[-1]
+    found = []
+    for index, (answer, _) in enumerate(answers):
+        if (answer.model, answer.version) != (last.model, last.version):
+            parts[index].request.model = f"{last.model}@{last.version}"
+            found.append(index)
+    return found
+
+
+def _keep_together(template: EmbedRequest | TokenizeRequest) -> None:
+    """Let all requests of one call get the same version, where several share the traffic."""
+    template.routing_key = template.routing_key or secrets.token_hex(8)

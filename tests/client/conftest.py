@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from typing import Any, Protocol, cast
 
@@ -14,11 +15,13 @@ from tests.client.fake import FakeServer
 
 
 class BlockingClient:
-    """An AsyncClient used as a Client, so that one test speaks for both."""
+    """An AsyncClient used as a Client, by any thread, so that one test speaks for both."""
 
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
-        self._runner = asyncio.Runner()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         method = getattr(self._client, name)
@@ -27,24 +30,33 @@ class BlockingClient:
             result = method(*args, **kwargs)
             if isinstance(result, AsyncGenerator):
                 return self._generator(result)
-            return self._runner.run(_awaited(result))
+            return self._run(result)
 
         return call
 
-    def close(self) -> None:
-        self._runner.run(self._client.close())
-        self._runner.close()
+    def end(self) -> None:
+        """Close the client and end its loop."""
+        self.close()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+
+    def _run(self, awaitable: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(_awaited(awaitable), self._loop).result()
+
+    def _serve(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.get_loop().run_forever()
 
     def _generator(self, items: AsyncGenerator[Any, None]) -> Generator[Any, None, None]:
         try:
             while True:
                 try:
-                    item = self._runner.run(_awaited(anext(items)))
+                    item = self._run(anext(items))
                 except StopAsyncIteration:
                     return
                 yield item
         finally:
-            self._runner.run(_awaited(items.aclose()))
+            self._run(items.aclose())
 
 
 async def _awaited(awaitable: Any) -> Any:
@@ -109,7 +121,10 @@ def connect(request: pytest.FixtureRequest, fake: FakeServer, time: FakeTime) ->
 
     yield make
     for client in clients:
-        client.close()
+        if isinstance(client, BlockingClient):
+            client.end()
+        else:
+            client.close()
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from queue import SimpleQueue
@@ -18,7 +18,15 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from shoal.v1 import embed_pb2, embed_pb2_grpc, model_control_pb2, model_control_pb2_grpc
+from shoal.v1 import (
+    embed_pb2,
+    embed_pb2_grpc,
+    model_control_pb2,
+    model_control_pb2_grpc,
+    settings_pb2,
+    statistics_pb2,
+    versions_pb2,
+)
 
 DIMENSIONS = 12
 MODEL = "fake"
@@ -52,12 +60,15 @@ def status(
     reason: str = "",
     field: str = "",
     retry_after_s: float | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> status_pb2.Status:
     """A rich error as the server makes them."""
     details: list[Message] = []
     if reason:
         details.append(
-            error_details_pb2.ErrorInfo(reason=reason, domain="shoal", metadata={"limit": "512"})
+            error_details_pb2.ErrorInfo(
+                reason=reason, domain="shoal", metadata=metadata or {"limit": "512"}
+            )
         )
     if field:
         violation = error_details_pb2.BadRequest.FieldViolation(field=field)
@@ -114,8 +125,12 @@ class FakeServer:
         rule: Decides on each embed request, of a call or of a stream.
         limits: What GetServerInfo tells, and what Embed insists on.
         models: Names and their states.
+        settings: What UpdateSettings answers.
+        statistics: What GetStatistics answers.
         answers_before_break: For each of the next streams, how many answers it
             gives before it ends with UNAVAILABLE.
+        watches: For each of the next WatchEvents calls, the answers that it gives before
+            it ends with UNAVAILABLE; a call for which there are none stays open.
         stream_group: Requests that a stream answers together, last one first.
         stream_ends: For each stream that ended, whether its caller was still there.
         streamed: A token for each request of a stream.
@@ -132,7 +147,10 @@ class FakeServer:
             texts_per_request=100, bytes_per_request=10_000, message_bytes=4_000_000
         )
         self.models = {MODEL: model_control_pb2.MODEL_STATE_READY}
+        self.settings = settings_pb2.UpdateSettingsResponse()
+        self.statistics = statistics_pb2.GetStatisticsResponse()
         self.answers_before_break: deque[int] = deque()
+        self.watches: deque[list[model_control_pb2.WatchEventsResponse]] = deque()
         self.stream_group = 1
         self.stream_ends: SimpleQueue[bool] = SimpleQueue()
         self.streamed: SimpleQueue[None] = SimpleQueue()
@@ -149,7 +167,8 @@ class FakeServer:
         )
         embed_pb2_grpc.add_EmbedServiceServicer_to_server(_Embed(self), self._server)
         model_control_pb2_grpc.add_ModelControlServiceServicer_to_server(
-            _Control(self), self._server
+            _Control(self),  # type: ignore[abstract]  # what no test here calls is left out
+            self._server,
         )
         health_pb2_grpc.add_HealthServicer_to_server(_Health(self), self._server)
         address = f"127.0.0.1:{port}"
@@ -200,6 +219,10 @@ class FakeServer:
         self._holding = lambda _: False
         for event in self._releases:
             event.set()
+
+    def release_first(self) -> None:
+        """Let the call that has waited longest go on."""
+        self._releases[0].set()
 
     def methods(self) -> list[str]:
         """The methods called, in order, without GetServerInfo."""
@@ -353,6 +376,12 @@ class _Control(model_control_pb2_grpc.ModelControlServiceServicer):
         self._fake.models[request.model or MODEL] = model_control_pb2.MODEL_STATE_READY
         return model_control_pb2.LoadModelResponse(model=self._info(request.model, context))
 
+    def PinModel(  # noqa: N802
+        self, request: model_control_pb2.PinModelRequest, context: grpc.ServicerContext
+    ) -> model_control_pb2.PinModelResponse:
+        self._fake.enter("PinModel", request, context)
+        return model_control_pb2.PinModelResponse(model=self._info(request.model, context))
+
     def UnloadModel(  # noqa: N802
         self, request: model_control_pb2.UnloadModelRequest, context: grpc.ServicerContext
     ) -> model_control_pb2.UnloadModelResponse:
@@ -360,11 +389,45 @@ class _Control(model_control_pb2_grpc.ModelControlServiceServicer):
         self._fake.models[request.model or MODEL] = model_control_pb2.MODEL_STATE_UNLOADED
         return model_control_pb2.UnloadModelResponse(model=self._info(request.model, context))
 
+    def WatchEvents(  # noqa: N802
+        self, request: model_control_pb2.WatchEventsRequest, context: grpc.ServicerContext
+    ) -> Iterator[model_control_pb2.WatchEventsResponse]:
+        fake = self._fake
+        fake.enter("WatchEvents", request, context)
+        ended = threading.Event()
+        if not context.add_callback(ended.set):
+            ended.set()
+        try:
+            if fake.watches:
+                yield from fake.watches.popleft()
+                abort(context, UNAVAILABLE)
+            ended.wait()
+        finally:
+            fake.stream_ends.put(context.is_active())
+
+    def RollbackModel(  # noqa: N802
+        self, request: versions_pb2.RollbackModelRequest, context: grpc.ServicerContext
+    ) -> versions_pb2.RollbackModelResponse:
+        self._fake.enter("RollbackModel", request, context)
+        return versions_pb2.RollbackModelResponse()
+
     def GetServerInfo(  # noqa: N802
         self, request: model_control_pb2.GetServerInfoRequest, context: grpc.ServicerContext
     ) -> model_control_pb2.GetServerInfoResponse:
         self._fake.enter("GetServerInfo", request, context)
         return model_control_pb2.GetServerInfoResponse(version="0", limits=self._fake.limits)
+
+    def UpdateSettings(  # noqa: N802
+        self, request: settings_pb2.UpdateSettingsRequest, context: grpc.ServicerContext
+    ) -> settings_pb2.UpdateSettingsResponse:
+        self._fake.enter("UpdateSettings", request, context)
+        return self._fake.settings
+
+    def GetStatistics(  # noqa: N802
+        self, request: statistics_pb2.GetStatisticsRequest, context: grpc.ServicerContext
+    ) -> statistics_pb2.GetStatisticsResponse:
+        self._fake.enter("GetStatistics", request, context)
+        return self._fake.statistics
 
     def _info(self, name: str, context: grpc.ServicerContext) -> model_control_pb2.ModelInfo:
         state = self._fake.models.get(name or MODEL)

@@ -120,14 +120,15 @@ def test_format_wins_over_suffix(shell: Shell, tmp_path: Path) -> None:
 
 
 def test_options_reach_the_server(shell: Shell, fake: FakeServer) -> None:
-    """Model, dimensions, encoding, truncation, prompt and timeout."""
+    """Model, dimensions, encoding, truncation, prompt, keep-alive and timeout."""
     arguments = "--model m@2 --dimensions 4 --encoding int8 --no-truncate --prompt-name query"
-    (line,) = rows(shell.run(*arguments.split(), "--timeout", "9", "text"))
+    (line,) = rows(shell.run(*arguments.split(), "--keep-alive", "-1", "--timeout", "9", "text"))
     sent = next(call.request for call in fake.calls if call.method == "StreamRequest")
     assert sent.timeout_ms == 9000
     request = sent.request
     assert (request.model, request.dimensions, request.encoding) == ("m@2", 4, 3)
     assert (request.truncate, request.prompt_name) == (False, "query")
+    assert request.keep_alive_s == -1
     assert isinstance(line["scale"], float)
 
 

@@ -89,6 +89,13 @@ def test_token_and_metadata_go_with_every_call(connect: Connect, fake: FakeServe
             assert call.metadata["x-tenant"] == "fish"
 
 
+def test_closed_client_says_so(client: Client) -> None:
+    """Whether or not it was used before."""
+    client.close()
+    with pytest.raises(UnavailableError, match="the client was closed"):
+        client.embed(["a"])
+
+
 @pytest.fixture
 def tls_server() -> Iterator[FakeServer]:
     """Shows a certificate for server.shoal.test, wants one from the client."""

@@ -30,6 +30,15 @@ def test_pin_left_out_stays_unset(client: Client, fake: FakeServer) -> None:
     assert not fake.calls[-1].request.HasField("pin")
 
 
+@pytest.mark.parametrize("pin", [True, False])
+def test_pin(client: Client, fake: FakeServer, pin: bool) -> None:
+    """Says which way; without a word it pins."""
+    assert client.pin_model("fake", pin=pin).name == "fake"
+    assert fake.calls[-1].request.pin is pin
+    client.pin_model("fake")
+    assert fake.calls[-1].request.pin is True
+
+
 def test_unknown_model(client: Client) -> None:
     """NOT_FOUND is ModelNotFoundError, with its reason."""
     with pytest.raises(ModelNotFoundError) as raised:

@@ -17,7 +17,12 @@ from shoal_client import AsyncClient, Client, EmbedOptions
 from shoal_client.requests import new_embed_request
 
 # RPCs whose method has another name than theirs.
-NAMES = {"EmbedStream": "embed_iter", "GetServerInfo": "server_info", "Check": "health"}
+NAMES = {
+    "EmbedStream": "embed_iter",
+    "GetServerInfo": "server_info",
+    "GetStatistics": "statistics",
+    "Check": "health",
+}
 # Of the health service: every change of a status, all statuses.
 NOT_COVERED = {"Watch", "List"}
 # What a caller does not choose.

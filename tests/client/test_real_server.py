@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+
 import numpy as np
 import pytest
 
+from shoal.v1.model_control_pb2 import MODEL_STATE_LOADING
 from shoal_client import (
     Client,
     DeadlineExceededError,
@@ -39,6 +43,24 @@ def test_all_ways_give_the_same_bits(client: Client) -> None:
     np.testing.assert_array_equal(vectors[:1], client.embed(TEXTS[:1]))
 
 
+def test_shared_requests_give_the_same_bits(connect: Connect, server: RunningServer) -> None:
+    """Whatever a call is put together with, its vectors, tokens and errors are its own."""
+    client = connect(server.address, coalesce=True)
+    calls = [[text] for text in TEXTS] + [TEXTS[:5], ["fish", "fish " * 1000]]
+    with ThreadPoolExecutor(len(calls)) as threads:
+        too_long = threads.submit(client.embed, calls[-1], truncate=False)
+        shared = list(threads.map(client.embed, calls))
+    with pytest.raises(InvalidArgumentError, match="256") as raised:
+        too_long.result()
+    assert raised.value.field == "texts[1]"
+    with Client(server.address) as plain:
+        for texts, result in zip(calls, shared, strict=True):
+            alone = plain.embed(texts)
+            np.testing.assert_array_equal(alone.vectors, result.vectors)
+            assert alone.token_counts == result.token_counts
+            assert alone.truncated == result.truncated
+
+
 def test_encodings_are_close(client: Client) -> None:
     """What travels in fewer bytes is undone to nearly the same vector."""
     vectors = client.embed(TEXTS).vectors
@@ -66,6 +88,20 @@ def test_errors_are_typed(client: Client) -> None:
         client.get_model("nobody")
     with pytest.raises(DeadlineExceededError):
         client.embed(TEXTS, timeout_s=0.001)
+
+
+def test_what_happened_can_be_watched(client: Client) -> None:
+    """The history begins with the default model's load; the number leads on from there."""
+    model = client.load_model()
+    with closing(client.watch_events([model.name], after_sequence=0)) as events:
+        first, second = next(events), next(events)
+    assert first.model_state_changed.after == MODEL_STATE_LOADING
+    with closing(
+        client.watch_events(
+            [model.name], after_sequence=first.sequence, instance_id=first.instance_id
+        )
+    ) as again:
+        assert next(again) == second
 
 
 def test_control_and_health(client: Client) -> None:

@@ -6,13 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.v1.embed_pb2 import EmbedRequest, EmbedStreamRequest, TokenizeRequest
+from shoal.v1.embed_pb2 import EmbedRequest, EmbedResponse, EmbedStreamRequest, TokenizeRequest
 from shoal.v1.model_control_pb2 import Limits
 from shoal_client import InvalidArgumentError
 from shoal_client.splitting import (
     DEFAULT_LIMITS,
     PartLimits,
     TextChunker,
+    strays,
     text_parts,
     token_parts,
 )
@@ -38,6 +39,7 @@ def test_parts_keep_the_limits(texts: list[str], limits: PartLimits) -> None:
     """A part is above the limit of bytes only when it is one text that is."""
     for part in text_parts(texts, EmbedRequest(), limits):
         count = len(part.request.texts)
+        part.request.ClearField("routing_key")  # has room of its own, beside the limit
         assert count <= limits.items
         assert part.request.ByteSize() <= limits.bytes or count <= 1
 
@@ -45,22 +47,44 @@ def test_parts_keep_the_limits(texts: list[str], limits: PartLimits) -> None:
 @given(*texts_and_limits)
 def test_chunks_are_the_same_as_parts(texts: list[str], limits: PartLimits) -> None:
     """The stream groups texts one at a time as a call groups them all."""
-    chunker = TextChunker(EmbedRequest(model="m"), limits, chunk_size=100)
+    template = EmbedRequest(model="m", routing_key="one")
+    chunker = TextChunker(template, limits, chunk_size=100)
     chunks = [chunker.add(text) for text in texts]
     chunks.append(chunker.flush())
     found = [chunk for chunk in chunks if chunk is not None]
-    parts = text_parts(texts, EmbedRequest(model="m"), limits)
+    parts = text_parts(texts, template, limits)
     assert found == [part.request for part in parts if part.request.texts]
 
 
 def test_options_are_in_every_part() -> None:
     """Each part asks for the same thing."""
-    template = EmbedRequest(model="m", dimensions=3, truncate=False)
+    template = EmbedRequest(model="m", dimensions=3, truncate=False, routing_key="one")
     parts = text_parts(["a"] * 5, template, PartLimits(items=2, bytes=1000))
     assert [len(part.request.texts) for part in parts] == [2, 2, 1]
     for part in parts:
         part.request.ClearField("texts")
-        assert part.request == EmbedRequest(model="m", dimensions=3, truncate=False)
+        assert part.request == EmbedRequest(
+            model="m", dimensions=3, truncate=False, routing_key="one"
+        )
+
+
+def test_parts_of_one_call_get_the_same_version() -> None:
+    """Versions that share an alias's traffic do not share a call; another call is another draw."""
+    keys = []
+    for _ in range(2):
+        parts = text_parts(["a"] * 5, EmbedRequest(model="m"), PartLimits(items=2, bytes=1000))
+        (key,) = {part.request.routing_key for part in parts}
+        keys.append(key)
+    assert keys[0] != keys[1]
+    assert all(keys)
+
+
+def test_parts_that_another_version_answered_are_told() -> None:
+    """They are the ones to send again, by the name of the version that answered last."""
+    parts = text_parts(["a"] * 3, EmbedRequest(model="prod"), PartLimits(items=1, bytes=1000))
+    answers = [EmbedResponse(model="m", version=version) for version in ("1", "2", "2")]
+    assert strays(parts, [(answer, "id") for answer in answers]) == [0]
+    assert [part.request.model for part in parts] == ["m@2", "prod", "prod"]
 
 
 def test_tokens_are_split_like_texts() -> None:

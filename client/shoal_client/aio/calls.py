@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from functools import cached_property, partial
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import grpc
@@ -14,7 +14,8 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from shoal.v1.embed_pb2_grpc import EmbedServiceStub
 from shoal.v1.model_control_pb2_grpc import ModelControlServiceStub
 from shoal_client.aio.stream import Answers, AsyncBulkStream
-from shoal_client.errors import ShoalError, answered_request_id, from_rpc_error
+from shoal_client.aio.watch import EventCall, watch
+from shoal_client.errors import ShoalError, answered_request_id, client_closed, from_rpc_error
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -24,11 +25,13 @@ if TYPE_CHECKING:
 
     from shoal.v1.embed_pb2 import EmbedStreamRequest
     from shoal.v1.embed_pb2_grpc import EmbedServiceAsyncStub
+    from shoal.v1.model_control_pb2 import Event, WatchEventsRequest
     from shoal.v1.model_control_pb2_grpc import ModelControlServiceAsyncStub
     from shoal_client.base import CallPlanner
     from shoal_client.connection import Connection
+    from shoal_client.events import EventPosition
     from shoal_client.pipeline import Pipeline
-    from shoal_client.retry import Deadline
+    from shoal_client.retry import Attempts, Deadline
     from shoal_client.splitting import Part, PartRequest
 
 
@@ -53,6 +56,7 @@ class AsyncCalls:
 
     def __init__(self, planner: CallPlanner) -> None:
         self._planner = planner
+        self._closed = False
 
     @cached_property
     def _servers(self) -> Sequence[AsyncServer]:
@@ -63,6 +67,7 @@ class AsyncCalls:
 
     async def close(self) -> None:
         """End all calls and close the connections."""
+        self._closed = True
         for server in self._servers:
             await server.channel.close()
 
@@ -71,7 +76,7 @@ class AsyncCalls:
         method: Method[Request, Response],
         request: Request,
         *,
-        deadline: Deadline,
+        attempts: Attempts,
         request_id: str,
     ) -> tuple[Response, str]:
         """Make a call, again where that can help.
@@ -79,7 +84,7 @@ class AsyncCalls:
         Args:
             method: Picks the stub's method.
             request: Sent with every try.
-            deadline: For all tries together.
+            attempts: Its tries, and the deadline for all of them together.
             request_id: Sent along.
 
         Returns:
@@ -89,9 +94,8 @@ class AsyncCalls:
             ShoalError: It failed for good.
         """
         planner = self._planner
-        attempts = planner.attempts(deadline)
         metadata = planner.metadata(request_id)
-        while True:
+        while not self._closed:
             rpc = method(self._servers[attempts.server])
             timeout_s = attempts.remaining_s(planner.clock.now())
             try:
@@ -102,6 +106,7 @@ class AsyncCalls:
             else:
                 return response, answered_request_id(await call.trailing_metadata(), request_id)
             await planner.clock.sleep(delay_s)
+        raise client_closed()
 
     async def unary_parts(
         self,
@@ -121,9 +126,13 @@ class AsyncCalls:
             ShoalError: One failed for good; the others were cancelled. Inputs
                 are counted from the start of the first part.
         """
-        call = partial(self.unary, method, deadline=deadline, request_id=request_id)
+
+        def call(part: Part[PartRequest]) -> Awaitable[tuple[Response, str]]:
+            attempts = self._planner.attempts(deadline)
+            return self.unary(method, part.request, attempts=attempts, request_id=request_id)
+
         if len(parts) == 1:
-            return [await call(parts[0].request)]
+            return [await call(parts[0])]
         permits = asyncio.Semaphore(concurrency)
         try:
             async with asyncio.TaskGroup() as group:
@@ -132,6 +141,22 @@ class AsyncCalls:
             first = failed.exceptions[0]
             raise first from first.__cause__
         return [task.result() for task in tasks]
+
+    def watch_events(self, position: EventPosition, request_id: str) -> AsyncGenerator[Event, None]:
+        """Watch a server's events, see `sync.watch`."""
+        planner = self._planner
+        metadata = planner.metadata(request_id)
+
+        def open_call(server: int, request: WatchEventsRequest) -> EventCall:
+            return self._servers[server].control.WatchEvents(request, metadata=metadata)
+
+        return watch(
+            open_call,
+            position,
+            attempts=planner.attempts(),
+            clock=planner.clock,
+            request_id=request_id,
+        )
 
     def bulk_stream(self, pipeline: Pipeline) -> AsyncBulkStream:
         """Open a stream for a bulk job."""
@@ -158,13 +183,13 @@ def _open(target: str, connection: Connection) -> AsyncServer:
 
 
 async def _run_part(
-    call: Callable[[PartRequest], Awaitable[tuple[Response, str]]],
+    call: Callable[[Part[PartRequest]], Awaitable[tuple[Response, str]]],
     part: Part[PartRequest],
     permits: asyncio.Semaphore,
 ) -> tuple[Response, str]:
     async with permits:
         try:
-            return await call(part.request)
+            return await call(part)
         except ShoalError as error:
             error.shift_index(part.offset)
             raise

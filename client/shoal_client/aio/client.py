@@ -6,40 +6,24 @@ from collections.abc import AsyncIterable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Self, Unpack
 
-from grpc_health.v1.health_pb2 import HealthCheckRequest
-
 from shoal.v1.embed_pb2 import EmbedRequest, TokenizedText, TokenizeRequest
-from shoal.v1.model_control_pb2 import (
-    GetModelRequest,
-    GetServerInfoRequest,
-    GetServerInfoResponse,
-    Limits,
-    ListModelsRequest,
-    LoadModelRequest,
-    ModelInfo,
-)
-from shoal_client.aio.calls import AsyncCalls, Method, Request, Response
-from shoal_client.base import (
-    DEFAULT_CHUNK_SIZE,
-    DEFAULT_MAX_IN_FLIGHT,
-    ClientBase,
-    bounded_chunk_size,
-    new_request_id,
-)
-from shoal_client.errors import ModelNotFoundError, PermissionDeniedError, UnimplementedError
+from shoal_client.aio.calls import Method, Response
+from shoal_client.aio.coalescing import AsyncCoalescer
+from shoal_client.aio.control import AsyncControlClient
+from shoal_client.base import DEFAULT_CHUNK_SIZE, DEFAULT_MAX_IN_FLIGHT, bounded_chunk_size
 from shoal_client.requests import (
     EmbedOptions,
     iterable_of_texts,
     new_embed_request,
-    new_unload_request,
+    new_request_id,
 )
-from shoal_client.results import Embeddings, HealthStatus, Vectors, decode, health_status, join
+from shoal_client.results import Embeddings, Vectors, decode, join
 from shoal_client.splitting import (
-    DEFAULT_LIMITS,
     Part,
     PartLimits,
     PartRequest,
     TextChunker,
+    strays,
     text_parts,
     token_parts,
 )
@@ -52,7 +36,7 @@ if TYPE_CHECKING:
     from shoal_client.retry import Deadline
 
 
-class AsyncClient(ClientBase):
+class AsyncClient(AsyncControlClient):
     """`Client` for asyncio, method by method; tasks of one event loop may share it.
 
         async with AsyncClient("127.0.0.1:50051") as client:
@@ -74,7 +58,7 @@ class AsyncClient(ClientBase):
         request = new_embed_request(**options)
         deadline = self._planner.deadline(timeout_s)
         limits = PartLimits.of(await self._server_limits(deadline), request)
-        return await self._embed(text_parts(texts, request, limits), deadline, request_id)
+        return await self._embed(text_parts(texts, request, limits), limits, deadline, request_id)
 
     async def embed_tokens(
         self,
@@ -88,7 +72,7 @@ class AsyncClient(ClientBase):
         request = new_embed_request(**options)
         deadline = self._planner.deadline(timeout_s)
         limits = PartLimits.of(await self._server_limits(deadline), request)
-        return await self._embed(token_parts(tokens, request, limits), deadline, request_id)
+        return await self._embed(token_parts(tokens, request, limits), limits, deadline, request_id)
 
     def embed_iter(
         self,
@@ -135,6 +119,7 @@ class AsyncClient(ClientBase):
         truncate: bool | None = None,
         prompt_name: str = "",
         include_strings: bool = False,
+        routing_key: str = "",
         timeout_s: float | None = None,
         request_id: str = "",
     ) -> list[TokenizedText]:
@@ -144,6 +129,7 @@ class AsyncClient(ClientBase):
             truncate=truncate,
             prompt_name=prompt_name,
             include_strings=include_strings,
+            routing_key=routing_key,
         )
         deadline = self._planner.deadline(timeout_s)
         parts = text_parts(
@@ -152,82 +138,10 @@ class AsyncClient(ClientBase):
         answers = await self._run(lambda server: server.embed.Tokenize, parts, deadline, request_id)
         return [result for response, _ in answers for result in response.results]
 
-    async def list_models(
-        self, *, timeout_s: float | None = None, request_id: str = ""
-    ) -> list[ModelInfo]:
-        """As `Client.list_models`."""
-        response = await self._call(
-            lambda server: server.control.ListModels, ListModelsRequest(), timeout_s, request_id
-        )
-        return list(response.models)
-
-    async def get_model(
-        self, model: str = "", *, timeout_s: float | None = None, request_id: str = ""
-    ) -> ModelInfo:
-        """As `Client.get_model`."""
-        request = GetModelRequest(model=model)
-        response = await self._call(
-            lambda server: server.control.GetModel, request, timeout_s, request_id
-        )
-        return response.model
-
-    async def load_model(
-        self,
-        model: str = "",
-        *,
-        pin: bool | None = None,
-        device: str = "",
-        timeout_s: float | None = None,
-        request_id: str = "",
-    ) -> ModelInfo:
-        """As `Client.load_model`."""
-        request = LoadModelRequest(model=model, pin=pin, device=device)
-        response = await self._call(
-            lambda server: server.control.LoadModel, request, timeout_s, request_id
-        )
-        return response.model
-
-    async def unload_model(
-        self,
-        model: str = "",
-        *,
-        force_after_s: float | None = None,
-        timeout_s: float | None = None,
-        request_id: str = "",
-    ) -> ModelInfo:
-        """As `Client.unload_model`."""
-        request = new_unload_request(model, force_after_s)
-        response = await self._call(
-            lambda server: server.control.UnloadModel, request, timeout_s, request_id
-        )
-        return response.model
-
-    async def server_info(
-        self, *, timeout_s: float | None = None, request_id: str = ""
-    ) -> GetServerInfoResponse:
-        """As `Client.server_info`."""
-        return await self._call(
-            lambda server: server.control.GetServerInfo,
-            GetServerInfoRequest(),
-            timeout_s,
-            request_id,
-        )
-
-    async def health(
-        self, service: str = "", *, timeout_s: float | None = None, request_id: str = ""
-    ) -> HealthStatus:
-        """As `Client.health`."""
-        request = HealthCheckRequest(service=service)
-        try:
-            response = await self._call(
-                lambda server: server.check_health, request, timeout_s, request_id
-            )
-        except ModelNotFoundError:  # NOT_FOUND, in the health protocol: no such service
-            return HealthStatus.UNKNOWN
-        return health_status(response)
-
     async def close(self) -> None:
         """As `Client.close`."""
+        if self._coalescer is not None:
+            await self._coalescer.close()
         await self._calls.close()
 
     async def __aenter__(self) -> Self:
@@ -242,22 +156,10 @@ class AsyncClient(ClientBase):
         await self.close()
 
     def _open(self) -> None:
-        self._calls = AsyncCalls(self._planner)
-
-    async def _call(
-        self,
-        method: Method[Request, Response],
-        request: Request,
-        timeout_s: float | None,
-        request_id: str,
-    ) -> Response:
-        response, _ = await self._calls.unary(
-            method,
-            request,
-            deadline=self._planner.deadline(timeout_s),
-            request_id=request_id or new_request_id(),
-        )
-        return response
+        super()._open()
+        self._coalescer: AsyncCoalescer | None = None
+        if self._coalescing is not None:
+            self._coalescer = AsyncCoalescer(self._coalescing, self._calls, self._planner)
 
     async def _run(
         self,
@@ -275,9 +177,27 @@ class AsyncClient(ClientBase):
         )
 
     async def _embed(
-        self, parts: Sequence[Part[EmbedRequest]], deadline: Deadline, request_id: str
+        self,
+        parts: Sequence[Part[EmbedRequest]],
+        limits: PartLimits,
+        deadline: Deadline,
+        request_id: str,
     ) -> Embeddings:
+        coalescer = self._coalescer
+        if coalescer is not None and not request_id and len(parts) == 1:
+            request = parts[0].request
+            if coalescer.takes(request):
+                return await coalescer.embed(request, limits, deadline)
         answers = await self._run(lambda server: server.embed.Embed, parts, deadline, request_id)
+        if again := strays(parts, answers):
+            redone = await self._run(
+                lambda server: server.embed.Embed,
+                [parts[index] for index in again],
+                deadline,
+                request_id,
+            )
+            for index, answer in zip(again, redone, strict=True):
+                answers[index] = answer
         return join([decode(response, answered_id) for response, answered_id in answers])
 
     async def _chunks(
@@ -297,24 +217,6 @@ class AsyncClient(ClientBase):
             while not pipeline.is_idle:
                 for chunk in await stream.receive():
                     yield chunk
-
-    async def _server_limits(self, deadline: Deadline) -> Limits:
-        # No lock: several callers may ask at first, but none waits for another's answer.
-        if self._limits is None:
-            self._limits = await self._fetch_limits(deadline)
-        return self._limits
-
-    async def _fetch_limits(self, deadline: Deadline) -> Limits:
-        try:
-            response, _ = await self._calls.unary(
-                lambda server: server.control.GetServerInfo,
-                GetServerInfoRequest(),
-                deadline=deadline,
-                request_id=new_request_id(),
-            )
-        except (UnimplementedError, PermissionDeniedError):
-            return DEFAULT_LIMITS
-        return response.limits
 
 
 async def _requests(

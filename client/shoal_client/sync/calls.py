@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
@@ -13,8 +13,9 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from shoal.v1.embed_pb2_grpc import EmbedServiceStub
 from shoal.v1.model_control_pb2_grpc import ModelControlServiceStub
-from shoal_client.errors import ShoalError, answered_request_id, from_rpc_error
+from shoal_client.errors import ShoalError, answered_request_id, client_closed, from_rpc_error
 from shoal_client.sync.stream import Answers, BulkStream
+from shoal_client.sync.watch import EventCall, watch
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -23,10 +24,12 @@ if TYPE_CHECKING:
     from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
     from shoal.v1.embed_pb2 import EmbedStreamRequest
+    from shoal.v1.model_control_pb2 import Event, WatchEventsRequest
     from shoal_client.base import CallPlanner
     from shoal_client.connection import Connection, Metadata
+    from shoal_client.events import EventPosition
     from shoal_client.pipeline import Pipeline
-    from shoal_client.retry import Deadline
+    from shoal_client.retry import Attempts, Deadline
     from shoal_client.splitting import Part, PartRequest
 
 
@@ -99,10 +102,12 @@ class Calls:
     def __init__(self, planner: CallPlanner) -> None:
         """Open the channels, which connect when they are first used."""
         self._planner = planner
+        self._closed = threading.Event()
         self._servers = [_open(target, planner.connection) for target in planner.connection.targets]
 
     def close(self) -> None:
         """End all calls and close the connections."""
+        self._closed.set()
         for server in self._servers:
             server.channel.close()
 
@@ -111,7 +116,7 @@ class Calls:
         method: Method[Request, Response],
         request: Request,
         *,
-        deadline: Deadline,
+        attempts: Attempts,
         request_id: str,
         group: CallGroup | None = None,
     ) -> tuple[Response, str]:
@@ -120,7 +125,7 @@ class Calls:
         Args:
             method: Picks the stub's method.
             request: Sent with every try.
-            deadline: For all tries together.
+            attempts: Its tries, and the deadline for all of them together.
             request_id: Sent along.
             group: Can cancel the call, which makes it slower; None: nothing can.
 
@@ -131,9 +136,8 @@ class Calls:
             ShoalError: It failed for good.
         """
         planner = self._planner
-        attempts = planner.attempts(deadline)
         metadata = planner.metadata(request_id)
-        while True:
+        while not self._closed.is_set():
             rpc = method(self._servers[attempts.server])
             call_with = rpc.with_call if group is None else partial(group.run, rpc)
             try:
@@ -144,7 +148,8 @@ class Calls:
                 delay_s = attempts.delay_s(from_rpc_error(error, request_id), planner.clock.now())
             else:
                 return response, answered_request_id(call.trailing_metadata() or (), request_id)
-            planner.clock.wait(group.cancelled if group else threading.Event(), delay_s)
+            planner.clock.wait(group.cancelled if group else self._closed, delay_s)
+        raise client_closed()
 
     def unary_parts(
         self,
@@ -164,9 +169,15 @@ class Calls:
             ShoalError: One failed for good; the others were cancelled. Inputs
                 are counted from the start of the first part.
         """
-        call = partial(self.unary, method, deadline=deadline, request_id=request_id)
+
+        def call(part: Part[PartRequest], group: CallGroup | None = None) -> tuple[Response, str]:
+            attempts = self._planner.attempts(deadline)
+            return self.unary(
+                method, part.request, attempts=attempts, request_id=request_id, group=group
+            )
+
         if len(parts) == 1:
-            return [call(parts[0].request)]
+            return [call(parts[0])]
         group = CallGroup()
         with ThreadPoolExecutor(min(concurrency, len(parts)), "shoal-part") as threads:
             try:
@@ -180,6 +191,25 @@ class Calls:
                 group.cancel()
                 threads.shutdown(wait=False, cancel_futures=True)
                 raise
+
+    def watch_events(
+        self, position: EventPosition, request_id: str
+    ) -> Generator[Event, None, None]:
+        """Watch a server's events, see `sync.watch`."""
+        planner = self._planner
+        metadata = planner.metadata(request_id)
+
+        def open_call(server: int, request: WatchEventsRequest) -> EventCall:
+            return self._servers[server].control.WatchEvents(request, metadata=metadata)
+
+        return watch(
+            open_call,
+            position,
+            attempts=planner.attempts(),
+            clock=planner.clock,
+            closed=self._closed,
+            request_id=request_id,
+        )
 
     def bulk_stream(self, pipeline: Pipeline) -> BulkStream:
         """Open a stream for a bulk job."""
@@ -209,7 +239,7 @@ def _run_part(
     call: Callable[..., tuple[Response, str]], part: Part[PartRequest], group: CallGroup
 ) -> tuple[Response, str]:
     try:
-        return call(part.request, group=group)
+        return call(part, group)
     except ShoalError as error:
         error.shift_index(part.offset)
         raise

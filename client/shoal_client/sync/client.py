@@ -5,43 +5,27 @@ from __future__ import annotations
 from contextlib import closing
 from typing import TYPE_CHECKING, Self, Unpack
 
-from grpc_health.v1.health_pb2 import HealthCheckRequest
-
 from shoal.v1.embed_pb2 import EmbedRequest, TokenizedText, TokenizeRequest
-from shoal.v1.model_control_pb2 import (
-    GetModelRequest,
-    GetServerInfoRequest,
-    GetServerInfoResponse,
-    Limits,
-    ListModelsRequest,
-    LoadModelRequest,
-    ModelInfo,
-)
-from shoal_client.base import (
-    DEFAULT_CHUNK_SIZE,
-    DEFAULT_MAX_IN_FLIGHT,
-    ClientBase,
-    bounded_chunk_size,
-    new_request_id,
-)
-from shoal_client.errors import ModelNotFoundError, PermissionDeniedError, UnimplementedError
+from shoal_client.base import DEFAULT_CHUNK_SIZE, DEFAULT_MAX_IN_FLIGHT, bounded_chunk_size
 from shoal_client.requests import (
     EmbedOptions,
     iterable_of_texts,
     new_embed_request,
-    new_unload_request,
+    new_request_id,
 )
-from shoal_client.results import Embeddings, HealthStatus, Vectors, decode, health_status, join
+from shoal_client.results import Embeddings, Vectors, decode, join
 from shoal_client.splitting import (
-    DEFAULT_LIMITS,
     Part,
     PartLimits,
     PartRequest,
     TextChunker,
+    strays,
     text_parts,
     token_parts,
 )
-from shoal_client.sync.calls import Calls, Method, Request, Response
+from shoal_client.sync.calls import Method, Response
+from shoal_client.sync.coalescing import Coalescer
+from shoal_client.sync.control import ControlClient
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -51,7 +35,7 @@ if TYPE_CHECKING:
     from shoal_client.retry import Deadline
 
 
-class Client(ClientBase):
+class Client(ControlClient):
     """A client of one or more Shoal servers; threads may share it.
 
     Every method takes `timeout_s`, seconds for the whole call with its retries
@@ -91,7 +75,7 @@ class Client(ClientBase):
         request = new_embed_request(**options)
         deadline = self._planner.deadline(timeout_s)
         limits = PartLimits.of(self._server_limits(deadline), request)
-        return self._embed(text_parts(texts, request, limits), deadline, request_id)
+        return self._embed(text_parts(texts, request, limits), limits, deadline, request_id)
 
     def embed_tokens(
         self,
@@ -116,7 +100,7 @@ class Client(ClientBase):
         request = new_embed_request(**options)
         deadline = self._planner.deadline(timeout_s)
         limits = PartLimits.of(self._server_limits(deadline), request)
-        return self._embed(token_parts(tokens, request, limits), deadline, request_id)
+        return self._embed(token_parts(tokens, request, limits), limits, deadline, request_id)
 
     def embed_iter(
         self,
@@ -190,6 +174,7 @@ class Client(ClientBase):
         truncate: bool | None = None,
         prompt_name: str = "",
         include_strings: bool = False,
+        routing_key: str = "",
         timeout_s: float | None = None,
         request_id: str = "",
     ) -> list[TokenizedText]:
@@ -201,6 +186,7 @@ class Client(ClientBase):
             truncate: See `EmbedOptions`.
             prompt_name: See `EmbedOptions`.
             include_strings: Also return the tokens' strings.
+            routing_key: See `EmbedOptions`.
             timeout_s: See the class.
             request_id: See the class.
 
@@ -213,124 +199,17 @@ class Client(ClientBase):
             truncate=truncate,
             prompt_name=prompt_name,
             include_strings=include_strings,
+            routing_key=routing_key,
         )
         deadline = self._planner.deadline(timeout_s)
         parts = text_parts(texts, request, PartLimits.of(self._server_limits(deadline), request))
         answers = self._run(lambda server: server.embed.Tokenize, parts, deadline, request_id)
         return [result for response, _ in answers for result in response.results]
 
-    def list_models(
-        self, *, timeout_s: float | None = None, request_id: str = ""
-    ) -> list[ModelInfo]:
-        """Every model of the server's repository, by name, in memory or not."""
-        response = self._call(
-            lambda server: server.control.ListModels, ListModelsRequest(), timeout_s, request_id
-        )
-        return list(response.models)
-
-    def get_model(
-        self, model: str = "", *, timeout_s: float | None = None, request_id: str = ""
-    ) -> ModelInfo:
-        """One model.
-
-        Args:
-            model: "name", "name@version" or an alias; empty: the default model.
-            timeout_s: See the class.
-            request_id: See the class.
-
-        Raises:
-            ModelNotFoundError: The repository has none of that name.
-        """
-        request = GetModelRequest(model=model)
-        return self._call(
-            lambda server: server.control.GetModel, request, timeout_s, request_id
-        ).model
-
-    def load_model(
-        self,
-        model: str = "",
-        *,
-        pin: bool | None = None,
-        device: str = "",
-        timeout_s: float | None = None,
-        request_id: str = "",
-    ) -> ModelInfo:
-        """Bring a model into memory; returns when it can serve.
-
-        Args:
-            model: See `get_model`.
-            pin: True: never evicted to make room. Default: as it is.
-            device: "auto", "cpu", "cuda" or "cuda:N". Default: the model's.
-            timeout_s: See the class. Large models take long to load.
-            request_id: See the class.
-
-        Raises:
-            FailedPreconditionError: It can not be loaded, or not there.
-            OverloadedError: There is no room, and nothing that may be evicted.
-        """
-        request = LoadModelRequest(model=model, pin=pin, device=device)
-        return self._call(
-            lambda server: server.control.LoadModel, request, timeout_s, request_id
-        ).model
-
-    def unload_model(
-        self,
-        model: str = "",
-        *,
-        force_after_s: float | None = None,
-        timeout_s: float | None = None,
-        request_id: str = "",
-    ) -> ModelInfo:
-        """Take a model out of memory; returns when the memory is free.
-
-        Args:
-            model: See `get_model`.
-            force_after_s: Seconds that requests in flight get to finish, before
-                they fail. Default: as long as the timeout allows.
-            timeout_s: See the class.
-            request_id: See the class.
-        """
-        request = new_unload_request(model, force_after_s)
-        return self._call(
-            lambda server: server.control.UnloadModel, request, timeout_s, request_id
-        ).model
-
-    def server_info(
-        self, *, timeout_s: float | None = None, request_id: str = ""
-    ) -> GetServerInfoResponse:
-        """Version, limits, devices and memory of the server that answers."""
-        return self._call(
-            lambda server: server.control.GetServerInfo,
-            GetServerInfoRequest(),
-            timeout_s,
-            request_id,
-        )
-
-    def health(
-        self, service: str = "", *, timeout_s: float | None = None, request_id: str = ""
-    ) -> HealthStatus:
-        """Whether the server that answers takes requests.
-
-        Args:
-            service: Empty for all of it, or "shoal.v1.EmbedService", or
-                "shoal.model/<name>".
-            timeout_s: See the class.
-            request_id: See the class.
-
-        Raises:
-            UnavailableError: No server can be reached.
-        """
-        request = HealthCheckRequest(service=service)
-        try:
-            response = self._call(
-                lambda server: server.check_health, request, timeout_s, request_id
-            )
-        except ModelNotFoundError:  # NOT_FOUND, in the health protocol: no such service
-            return HealthStatus.UNKNOWN
-        return health_status(response)
-
     def close(self) -> None:
         """End all calls and close the connections. The client can not be used again."""
+        if self._coalescer is not None:
+            self._coalescer.close()
         self._calls.close()
 
     def __enter__(self) -> Self:
@@ -345,22 +224,10 @@ class Client(ClientBase):
         self.close()
 
     def _open(self) -> None:
-        self._calls = Calls(self._planner)
-
-    def _call(
-        self,
-        method: Method[Request, Response],
-        request: Request,
-        timeout_s: float | None,
-        request_id: str,
-    ) -> Response:
-        response, _ = self._calls.unary(
-            method,
-            request,
-            deadline=self._planner.deadline(timeout_s),
-            request_id=request_id or new_request_id(),
-        )
-        return response
+        super()._open()
+        self._coalescer: Coalescer | None = None
+        if self._coalescing is not None:
+            self._coalescer = Coalescer(self._coalescing, self._calls, self._planner)
 
     def _run(
         self,
@@ -378,9 +245,27 @@ class Client(ClientBase):
         )
 
     def _embed(
-        self, parts: Sequence[Part[EmbedRequest]], deadline: Deadline, request_id: str
+        self,
+        parts: Sequence[Part[EmbedRequest]],
+        limits: PartLimits,
+        deadline: Deadline,
+        request_id: str,
     ) -> Embeddings:
+        coalescer = self._coalescer
+        if coalescer is not None and not request_id and len(parts) == 1:
+            request = parts[0].request
+            if coalescer.takes(request):
+                return coalescer.embed(request, limits, deadline)
         answers = self._run(lambda server: server.embed.Embed, parts, deadline, request_id)
+        if again := strays(parts, answers):
+            redone = self._run(
+                lambda server: server.embed.Embed,
+                [parts[index] for index in again],
+                deadline,
+                request_id,
+            )
+            for index, answer in zip(again, redone, strict=True):
+                answers[index] = answer
         return join([decode(response, answered_id) for response, answered_id in answers])
 
     def _chunks(
@@ -394,24 +279,6 @@ class Client(ClientBase):
                     yield from stream.receive()
             while not pipeline.is_idle:
                 yield from stream.receive()
-
-    def _server_limits(self, deadline: Deadline) -> Limits:
-        # No lock: several callers may ask at first, but none waits for another's answer.
-        if self._limits is None:
-            self._limits = self._fetch_limits(deadline)
-        return self._limits
-
-    def _fetch_limits(self, deadline: Deadline) -> Limits:
-        try:
-            response, _ = self._calls.unary(
-                lambda server: server.control.GetServerInfo,
-                GetServerInfoRequest(),
-                deadline=deadline,
-                request_id=new_request_id(),
-            )
-        except (UnimplementedError, PermissionDeniedError):
-            return DEFAULT_LIMITS
-        return response.limits
 
 
 def _requests(texts: Iterable[str], chunker: TextChunker) -> Iterator[EmbedRequest]:
