@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from shoal_server.cli.options import show
-from shoal_server.settings import ENV_PREFIX, Settings
+from shoal_server.presets import PRESETS
+from shoal_server.settings import ENV_PREFIX, Settings, show
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "configuration.md"
 BEGIN = "<!-- settings: written by make docs -->"
@@ -25,7 +25,21 @@ def tables() -> str:
         row = f"| `{name}` | `{ENV_PREFIX}{name.upper()}` | `{default}` | {field.description} |"
         groups.setdefault(group, []).append(row)
     head = "| setting | variable | default | what it does |\n|---|---|---|---|\n"
-    return "\n\n".join(f"### {group}\n\n{head}" + "\n".join(rows) for group, rows in groups.items())
+    parts = [f"### {group}\n\n{head}" + "\n".join(rows) for group, rows in groups.items()]
+    return "\n\n".join([*parts, presets()])
+
+
+def presets() -> str:
+    """A Markdown table of what each preset sets."""
+    names = sorted({name for preset in PRESETS.values() for name in preset})
+    rows = [
+        f"| `{name}` | "
+        + " | ".join(f"`{show(each[name])}`" if name in each else "" for each in PRESETS.values())
+        + " |"
+        for name in names
+    ]
+    head = f"| setting | {' | '.join(PRESETS)} |\n|---{'|---' * len(PRESETS)}|\n"
+    return f"### Presets\n\n{head}" + "\n".join(rows)
 
 
 def updated(page: str) -> str:

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
 
 from scripts.document_settings import PAGE, updated
+from shoal_client.events import EVENT_KINDS
 from shoal_server.settings import ENV_PREFIX, Settings, load_settings
 from shoal_server.telemetry import Metrics
 
@@ -50,6 +51,13 @@ def families() -> list[Metric]:
     collectors = [each for each in attributes if not isinstance(each, CollectorRegistry)]
     assert len(collectors) > 10
     return [family for each in collectors for family in each.describe()]
+
+
+def test_every_kind_of_events_is_documented() -> None:
+    """docs/operations.md has a row for each, as one asks for it, and no other."""
+    page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    section = page.partition("## Events")[2].partition("\n## ")[0]
+    assert sorted(name for name, _ in TABLE_ROW.findall(section)) == sorted(EVENT_KINDS)
 
 
 @pytest.mark.parametrize("page", [*PAGES, *OTHERS], ids=lambda path: path.name)

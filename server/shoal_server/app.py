@@ -8,42 +8,81 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
-from dataclasses import replace
+from functools import partial
 from importlib import metadata
 
 import grpc.aio
 import onnxruntime
 import structlog
 
+from shoal_server.api.callers import Callers, read_names
 from shoal_server.api.embed import EmbedServicer
 from shoal_server.api.health import HealthServicer
 from shoal_server.api.http import HttpServer
+from shoal_server.api.labels import LabelsServicer
 from shoal_server.api.model_control import ModelControlServicer
-from shoal_server.api.rpc import RpcOptions, Rpcs
+from shoal_server.api.rpc import Rpcs
 from shoal_server.api.server import SERVICE_NAMES, ListenError, listen, make_grpc_server
 from shoal_server.api.server_info import ServerInfo
-from shoal_server.batching.admission import Admission, AdmissionLimits
-from shoal_server.batching.policy import BatchLimits
+from shoal_server.api.statistics import StatisticsReader
+from shoal_server.api.versions import VersionsServicer
+from shoal_server.api.watch_events import EventStreams
+from shoal_server.batching.admission import Admission
 from shoal_server.batching.slots import Slots
 from shoal_server.catalog import Catalog
 from shoal_server.core import ModelKey
 from shoal_server.embedder import Embedder, RequestLimits
 from shoal_server.errors import FailedPrecondition, ModelNotFound, ShoalError
-from shoal_server.inference.cuda import CudaOptions, cuda_problem
+from shoal_server.inference.cuda import cuda_problem
+from shoal_server.inference.denormals import flush_denormals
 from shoal_server.inference.devices import CPU, AvailableDevices, find_devices
 from shoal_server.inference.packed import PackedCache
-from shoal_server.loading import LoadedModel, LoadOptions, ModelLoader
+from shoal_server.kept_settings import KeptSettings
+from shoal_server.labelling import Labeller
+from shoal_server.lifecycle import LoadReason
+from shoal_server.loading import LoadedModel, ModelLoader
 from shoal_server.placement import Placement
+from shoal_server.rate_limits import RateLimits, read_limits
+from shoal_server.registry.deprecations import DeprecationWarnings
+from shoal_server.registry.event_log import EventLog
+from shoal_server.registry.events import PressureChanged, SettingsChanged
 from shoal_server.registry.registry import Registry
+from shoal_server.registry.remembered import remembered_names
 from shoal_server.registry.repository import ModelRepository, default_model_dir
+from shoal_server.registry.store import STATE_FILE, RecordStore, StoreUnreadable
+from shoal_server.registry.whole import WholeTasks
+from shoal_server.residency.announcing import ObserverGroup, PoolEvents
+from shoal_server.residency.churn import ChurnObserver
 from shoal_server.residency.eviction import Budget
+from shoal_server.residency.memory_probe import MemoryProbe
 from shoal_server.residency.pool import SessionPool
-from shoal_server.residency.probes import Gpus, available_cpus, cpu_memory
+from shoal_server.residency.pressure_monitor import PressureMonitor
+from shoal_server.residency.probes import Gpus, available_cpus, cpu_memory, return_free_memory
 from shoal_server.residency.resident import PoolSettings
+from shoal_server.returning import ResidentRecords, Return
+from shoal_server.runtime_settings import RuntimeSettings
 from shoal_server.settings import Settings
-from shoal_server.telemetry import BatchTelemetry, Metrics, PoolTelemetry
+from shoal_server.statistics.statistics import Statistics
+from shoal_server.switching import Switcher
+from shoal_server.telemetry import (
+    BatchTelemetry,
+    EventTelemetry,
+    MemoryTelemetry,
+    Metrics,
+    PoolTelemetry,
+)
+from shoal_server.tuning import (
+    admission_limits,
+    idle_rules,
+    let_settings_change,
+    load_options,
+    pressure_limits,
+    rate_limit,
+    rpc_options,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -63,13 +102,27 @@ class App:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.metrics = Metrics()
+        self.events = EventLog(
+            settings.event_history,
+            wall_clock=time.time,
+            observer=EventTelemetry(self.metrics),
+        )
         self.grpc_port = 0
         self.http_port = 0
         self.pool: SessionPool[LoadedModel]
         self.admission: Admission
+        self.runtime = RuntimeSettings(
+            settings, lambda changes: self.events.publish(SettingsChanged(changes))
+        )
+        self.statistics = Statistics(
+            window_s=settings.statistics_window_s,
+            max_callers=settings.max_callers,
+            clock=time.monotonic,
+        )
         self._started_at_s = time.time()
         self._ready = False
         self._health: HealthServicer | None = None
+        self._kept_settings: KeptSettings
         self._refreshing: set[asyncio.Task[None]] = set()
         self._draining = asyncio.Event()
         self._exits = AsyncExitStack()
@@ -97,16 +150,22 @@ class App:
         devices = find_devices(onnxruntime.get_available_providers(), gpus.count, cuda_problem)
         _check_device(settings, devices)
         repository = ModelRepository(settings.model_dir or default_model_dir())
+        store = await self._open_store(repository)
         registry = Registry(
             repository,
             settings.default_model,
             settings.precision,
             gpu=devices.resolve(settings.device) != CPU,
+            names=remembered_names(store),
         )
         placement = Placement(devices, gpus, settings.device)
         slots = _make_slots(settings, devices)
         self.admission = self._make_admission()
         loader = self._make_loader(registry, slots, gpus)
+        memory_telemetry = MemoryTelemetry(
+            self.metrics, lambda *change: self.events.publish(PressureChanged(*change))
+        )
+        residents = ResidentRecords(store)
         self.pool = SessionPool(
             loader,
             budgets=_budgets(settings, devices, gpus),
@@ -115,18 +174,56 @@ class App:
                 load_backoff_s=settings.load_backoff_s,
                 load_backoff_max_s=settings.load_backoff_max_s,
             ),
-            observer=PoolTelemetry(self.metrics, self._model_changed),
+            observer=ObserverGroup(
+                [
+                    PoolTelemetry(self.metrics, self._model_changed),
+                    PoolEvents(self.events),
+                    residents,
+                    ChurnObserver(memory_telemetry, time.monotonic),
+                ]
+            ),
             clock=time.monotonic,
+            idle=idle_rules(settings, devices.names),
         )
         self._exits.push_async_callback(self.pool.close)
+        self._exits.push_async_callback(residents.close)
+        residents.begin(self.pool)
+        switcher = Switcher(registry, self.pool, placement, store, self.events)
+        self._exits.push_async_callback(switcher.close)
+        pressure = self._make_pressure_monitor(devices, gpus, memory_telemetry)
         catalog = Catalog(registry, self.pool, placement)
-        embedder = self._make_embedder(registry, placement)
+        names = (
+            VersionsServicer(registry, switcher, catalog),
+            LabelsServicer(Labeller(registry, store)),
+        )
+        rate_limits = self._make_rate_limits()
+        embedder = self._make_embedder(registry, placement, rate_limits)
+        rpcs = Rpcs(
+            self.metrics,
+            rpc_options(settings),
+            Callers(by_key=settings.callers_by == "key", names=read_names(settings.caller_names)),
+        )
+        let_settings_change(
+            self.runtime,
+            rpcs=rpcs,
+            admission=self.admission,
+            rate_limits=rate_limits,
+            loader=loader,
+            pool=self.pool,
+            pressure=pressure,
+            devices=devices.names,
+            cpu_slots=slots[CPU].count,
+        )
+        self._kept_settings = KeptSettings(self.runtime, store)
+        self._kept_settings.restore()
         server_info = ServerInfo(
-            settings=settings,
+            settings=self.runtime,
             admission=self.admission,
             pool=self.pool,
             slots=slots,
             gpus=gpus,
+            pressure=pressure,
+            state_problem=store.problem,
             draining=self._draining,
             started_at_s=self._started_at_s,
         )
@@ -136,14 +233,52 @@ class App:
 
         await self._start_http()
         self._health = health = HealthServicer(self._draining, catalog.can_serve)
-        server = await self._start_grpc(embedder, catalog, server_info, health)
+        statistics = StatisticsReader(self.statistics, registry, gpus, devices.names)
+        server = await self._start_grpc(
+            rpcs, embedder, catalog, names, server_info, statistics, health
+        )
         await self._preload(catalog)
+        self._watch_memory(pressure)
         await server.start()
         await self._announce_health(health, repository)
         self._ready = True
+        if settings.restore_models:
+            back = Return(registry, self.pool, placement, loader.predict_bytes)
+            self._begin(back.bring_back(residents))
+        else:
+            self._begin(residents.forget_former())
+
+    async def _open_store(self, repository: ModelRepository) -> RecordStore:
+        try:
+            store = await RecordStore.open(self.settings.state_file or repository.root / STATE_FILE)
+        except StoreUnreadable as error:
+            raise StartError(str(error)) from error
+        self._exits.push_async_callback(store.close)
+        return store
+
+    def _make_pressure_monitor(
+        self, devices: AvailableDevices, gpus: Gpus, telemetry: MemoryTelemetry
+    ) -> PressureMonitor:
+        settings = self.settings
+        return PressureMonitor(
+            self.pool,
+            limits=pressure_limits(settings),
+            probe=MemoryProbe(devices.names, gpus).look,
+            shrink=return_free_memory,
+            observer=telemetry,
+            clock=time.monotonic,
+        )
+
+    def _watch_memory(self, pressure: PressureMonitor) -> None:
+        if self.settings.pressure_interval_s > 0:
+            self.pool.guard_loads(pressure.may_load)
+            watching = asyncio.create_task(pressure.run(self.settings.pressure_interval_s))
+            self._exits.callback(watching.cancel)
 
     def _executor(self, threads: int, name: str) -> ThreadPoolExecutor:
-        executor = ThreadPoolExecutor(threads, thread_name_prefix=f"shoal-{name}")
+        executor = ThreadPoolExecutor(
+            threads, thread_name_prefix=f"shoal-{name}", initializer=flush_denormals
+        )
         self._exits.callback(executor.shutdown, wait=False, cancel_futures=True)
         # Start them now: a limit on threads must end the start, not lose a batch later.
         started = threading.Barrier(threads + 1)
@@ -162,11 +297,7 @@ class App:
             bytes_in_flight.set(size_bytes)
 
         return Admission(
-            AdmissionLimits(
-                items=settings.max_waiting_items,
-                items_per_model=settings.max_waiting_items_per_model,
-                bytes=settings.max_inflight_bytes,
-            ),
+            admission_limits(settings),
             clock=time.monotonic,
             changed=changed,
             rejected=lambda limit: metrics.rejected.labels(limit).inc(),
@@ -174,43 +305,23 @@ class App:
 
     def _make_loader(self, registry: Registry, slots: dict[str, Slots], gpus: Gpus) -> ModelLoader:
         settings = self.settings
-        limits = BatchLimits(
-            max_items=settings.max_batch_items,
-            max_tokens=settings.max_batch_tokens,
-            max_padding_waste=settings.max_padding_waste,
-            max_wait_s=settings.max_wait_ms / 1000,
-        )
         return ModelLoader(
             registry,
-            options=LoadOptions(
-                intra_op_threads=settings.intra_op_threads,
-                wide_threads=slots[CPU].count * settings.intra_op_threads,
-                verify_files=settings.verify_files,
-                cuda=CudaOptions(
-                    memory_limit_bytes=settings.cuda_memory_limit_bytes,
-                    arena_strategy=settings.cuda_arena_strategy,
-                    cudnn_search=settings.cuda_cudnn_search,
-                    tf32=settings.cuda_tf32,
-                    cudnn_attention=settings.cuda_cudnn_attention,
-                ),
-                limits=limits,
-                cuda_limits=replace(
-                    limits,
-                    max_items=settings.cuda_max_batch_items,
-                    max_tokens=settings.cuda_max_batch_tokens,
-                ),
-                max_queue_s=settings.max_queue_s,
-                priority_head_start_s=settings.priority_head_start_ms / 1000,
-            ),
+            options=load_options(settings, slots[CPU].count),
             slots=slots,
             run_executor=self._executor(sum(each.count for each in slots.values()), "run"),
             load_executor=self._executor(settings.load_threads, "load"),
+            background_executor=self._executor(1, "pack"),
             gpus=gpus,
             cache=_packed_cache(settings, registry.repository),
-            observer=lambda model: BatchTelemetry(self.metrics, model),
+            observer=lambda key: BatchTelemetry(
+                self.metrics, key.name, partial(self.statistics.batch_ended, key)
+            ),
         )
 
-    def _make_embedder(self, registry: Registry, placement: Placement) -> Embedder:
+    def _make_embedder(
+        self, registry: Registry, placement: Placement, rate_limits: RateLimits
+    ) -> Embedder:
         settings = self.settings
         return Embedder(
             registry=registry,
@@ -227,6 +338,18 @@ class App:
                 settings.tokenize_threads or available_cpus(), "tokenize"
             ),
             metrics=self.metrics,
+            rate_limits=rate_limits,
+            statistics=self.statistics,
+            deprecations=DeprecationWarnings(),
+        )
+
+    def _make_rate_limits(self) -> RateLimits:
+        settings, rejected = self.settings, self.metrics.rejected
+        return RateLimits(
+            rate_limit(settings),
+            by_caller=read_limits(settings.rate_limit_overrides),
+            clock=time.monotonic,
+            rejected=lambda limit: rejected.labels(limit).inc(),
         )
 
     async def _start_http(self) -> None:
@@ -243,21 +366,16 @@ class App:
 
     async def _start_grpc(
         self,
+        rpcs: Rpcs,
         embedder: Embedder,
         catalog: Catalog,
+        names: Sequence[VersionsServicer | LabelsServicer],
         server_info: ServerInfo,
+        statistics: StatisticsReader,
         health: HealthServicer,
     ) -> grpc.aio.Server:
         """Bind the port, so that a port in use is told before models are loaded."""
         settings = self.settings
-        rpcs = Rpcs(
-            self.metrics,
-            RpcOptions(
-                max_request_bytes=settings.max_request_bytes,
-                log_requests=settings.log_requests,
-                slow_request_s=settings.slow_request_ms / 1000,
-            ),
-        )
         embed = EmbedServicer(
             embedder,
             max_stream_requests=settings.max_stream_requests,
@@ -266,8 +384,15 @@ class App:
             default_model=settings.default_model,
             stream_requests=self.metrics.stream_requests,
         )
-        control = ModelControlServicer(catalog, server_info.read)
-        server = make_grpc_server(settings, [embed.handler(rpcs), control.handler(rpcs)], health)
+        control = ModelControlServicer(
+            catalog,
+            EventStreams(self.events, self._draining),
+            server_info.read,
+            statistics,
+            self._kept_settings,
+        )
+        handlers = [each.handler(rpcs) for each in (embed, control, *names)]
+        server = make_grpc_server(settings, handlers, health)
         try:
             self.grpc_port = listen(server, settings)
         except ListenError as error:
@@ -275,7 +400,7 @@ class App:
 
         async def drain() -> None:
             await health.enter_graceful_shutdown()
-            await server.stop(settings.drain_s)
+            await server.stop(self.runtime.values.drain_s)
 
         self._exits.push_async_callback(drain)
         return server
@@ -283,7 +408,7 @@ class App:
     async def _preload(self, catalog: Catalog) -> None:
         for name in self.settings.preload:
             try:
-                await catalog.load(name)
+                await catalog.load(name, why=LoadReason.START)
             except ShoalError as error:
                 shown = name or f"{self.settings.default_model} (the default model)"
                 hint = self._how_to_get_one() if isinstance(error, ModelNotFound) else ""
@@ -294,6 +419,12 @@ class App:
             await health.set_serving(service, True)
         for name in await asyncio.to_thread(repository.names):
             await health.refresh(name)
+
+    def _begin(self, work: Coroutine[None, None, None]) -> None:
+        """Do `work` beside serving, until it is done or the server stops."""
+        tasks = WholeTasks()
+        self._exits.push_async_callback(tasks.close)
+        tasks.start(work)
 
     def _how_to_get_one(self) -> str:
         folder = self.settings.model_dir or default_model_dir()

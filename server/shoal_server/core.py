@@ -45,6 +45,11 @@ class ModelKind(StrEnum):
     TEXT_EMBEDDING = "text-embedding"
 
 
+def is_name(value: str) -> bool:
+    """Whether `value` can name a model or a version."""
+    return _NAME.fullmatch(value) is not None
+
+
 def valid_name(value: str, field: str) -> str:
     """Return `value` if it can name a model or a version.
 

@@ -2,7 +2,8 @@
 
     1. validate   what can be said without a model
     2. resolve    the model's name to a version of it
-    3. admit      a permit by items and bytes, or Overloaded at once
+    3. admit      within its caller's rate, and a permit by items and bytes, or
+                  Overloaded at once
     4. lease      a session; a cold model is loaded first
     5. tokenize   here when small, in a thread when large
     6. enqueue    the items wait in the model's batcher, which runs them
@@ -28,16 +29,19 @@ import numpy as np
 from shoal_server.batching.admission import Admission
 from shoal_server.batching.submission import SubmissionTimings
 from shoal_server.core import Priority, VectorEncoding
-from shoal_server.errors import DeadlineExceeded, InvalidInput, ModelLoadFailed
+from shoal_server.errors import DeadlineExceeded, InvalidInput, ModelLoadFailed, ShoalError
 from shoal_server.inference.backend import Row
 from shoal_server.inference.output import EncodedRows, encode_rows, shape_rows
 from shoal_server.inference.tokenizer import Encoding, TextTokenizer
 from shoal_server.loading import LoadedModel
 from shoal_server.placement import Placement
+from shoal_server.rate_limits import RateLimits
+from shoal_server.registry.deprecations import DeprecationWarnings
 from shoal_server.registry.manifest import VersionManifest
 from shoal_server.registry.registry import ModelVersion, Registry
 from shoal_server.residency.pool import SessionPool
 from shoal_server.residency.resident import Lease
+from shoal_server.statistics.statistics import Statistics
 from shoal_server.telemetry import Metrics
 
 T = TypeVar("T")
@@ -62,8 +66,14 @@ class EmbedRequest:
     truncate: bool = True
     prompt_name: str = ""
     priority: Priority = Priority.NORMAL
+    keep_alive_s: float | None = None
+    """How long the model stays in memory after its last use; negative: for ever; None: as it is."""
     deadline_s: float | None = None
     """On the monotonic clock."""
+    routing_key: str = ""
+    """Keeps who sends it with one of the versions that share an alias's traffic."""
+    caller: str = ""
+    """Whose request it is, for usage and rate limits."""
 
 
 @dataclass(slots=True)
@@ -84,6 +94,8 @@ class EmbedResult:
     dimensions: int
     encoding: VectorEncoding
     token_counts: list[int]
+    tokens: int
+    """Their sum."""
     truncated: list[int]
     """Indices of the inputs that were cut."""
     timings: RequestTimings
@@ -121,6 +133,9 @@ class Embedder:
         limits: RequestLimits,
         tokenize_executor: Executor,
         metrics: Metrics,
+        rate_limits: RateLimits,
+        statistics: Statistics,
+        deprecations: DeprecationWarnings,
     ) -> None:
         self._registry = registry
         self._admission = admission
@@ -129,6 +144,9 @@ class Embedder:
         self._limits = limits
         self._tokenize_executor = tokenize_executor
         self._metrics = metrics
+        self._rate_limits = rate_limits
+        self._statistics = statistics
+        self._deprecations = deprecations
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:
         """Embed one request's inputs; the vectors are in the order of the inputs.
@@ -136,25 +154,53 @@ class Embedder:
         Raises:
             ShoalError: What went wrong, for the caller.
         """
-        self._check_size(request)
-        version = self._registry.known(request.model) or await self._registry.resolve(request.model)
+        began_s = time.monotonic()
+        version: ModelVersion | None = None
+        try:
+            self._check_size(request)
+            version = await self._resolve(request)
+            if version.deprecation is not None:
+                self._deprecations.used(version, request.caller)
+            result = await self._embed(request, version)
+        except (Exception, asyncio.CancelledError) as error:
+            self._statistics.failed(
+                request.caller, version.key if version else None, _reason(error)
+            )
+            raise
+        items = result.timings.items
+        self._statistics.answered(
+            request.caller,
+            version.key,
+            seconds=time.monotonic() - began_s,
+            queue_s=items.queue_s if items else 0.0,
+            inference_s=items.inference_s if items else 0.0,
+            items=len(result.token_counts),
+            tokens=result.tokens,
+            truncated=len(result.truncated),
+        )
+        return result
+
+    async def _embed(self, request: EmbedRequest, version: ModelVersion) -> EmbedResult:
         _check_against_model(request, version.manifest)
         timings = RequestTimings()
         items = len(request.texts) or len(request.tokens)
 
-        async def run(model: LoadedModel) -> tuple[list[Encoding], list[Row]]:
+        async def run(model: LoadedModel) -> tuple[list[Encoding], int, list[Row]]:
             encodings = await self._encode(request, model, timings)
+            tokens = sum(len(encoding.ids) for encoding in encodings)
             submission = model.batcher.submit(
                 [encoding.ids for encoding in encodings],
                 priority=request.priority,
                 want_pooled=request.normalize is False,
                 deadline_s=request.deadline_s,
             )
+            charge.settle(tokens)
             timings.items = submission.timings
-            return encodings, await submission.rows()
+            return encodings, tokens, await submission.rows()
 
-        encodings, rows = await self._with_model(request, version, items, timings, run)
-        self._observe(version, timings, encodings)
+        with self._rate_limits.admit(request.caller, _estimated_tokens(request, version)) as charge:
+            encodings, tokens, rows = await self._with_model(request, version, items, timings, run)
+        self._observe(version, timings, items, tokens)
         shaped = shape_rows(
             # One text is the common case, and needs no copy.
             rows[0][None] if len(rows) == 1 else np.stack(rows),
@@ -167,6 +213,7 @@ class Embedder:
             dimensions=shaped.shape[1],
             encoding=request.encoding,
             token_counts=[len(encoding.ids) for encoding in encodings],
+            tokens=tokens,
             truncated=[index for index, each in enumerate(encodings) if each.truncated],
             timings=timings,
         )
@@ -178,7 +225,9 @@ class Embedder:
             ShoalError: What went wrong, for the caller.
         """
         self._check_size(request)
-        version = await self._registry.resolve(request.model)
+        version = await self._resolve(request)
+        if version.deprecation is not None:
+            self._deprecations.used(version, request.caller)
         _check_against_model(request, version.manifest)
         timings = RequestTimings()
 
@@ -189,7 +238,13 @@ class Embedder:
                 strings = await self._strings(request, model, encodings)
             return TokenizeResult(version, encodings, strings)
 
-        return await self._with_model(request, version, len(request.texts), timings, run)
+        # A request like others, but one that takes no tokens from anybody.
+        with self._rate_limits.admit(request.caller, 0):
+            return await self._with_model(request, version, len(request.texts), timings, run)
+
+    async def _resolve(self, request: EmbedRequest) -> ModelVersion:
+        name, key = request.model, request.routing_key
+        return self._registry.known(name, key) or await self._registry.resolve(name, key)
 
     async def _with_model(
         self,
@@ -203,9 +258,9 @@ class Embedder:
         permit = self._admission.admit(version.key.name, items, request.size_bytes)
         try:
             if request.deadline_s is None:
-                return await self._with_lease(version, timings, work)
+                return await self._with_lease(request, version, timings, work)
             async with asyncio.timeout_at(request.deadline_s) as deadline:
-                return await self._with_lease(version, timings, work)
+                return await self._with_lease(request, version, timings, work)
         except TimeoutError:
             if request.deadline_s is None or not deadline.expired():
                 raise
@@ -215,12 +270,15 @@ class Embedder:
 
     async def _with_lease(
         self,
+        request: EmbedRequest,
         version: ModelVersion,
         timings: RequestTimings,
         work: Callable[[LoadedModel], Awaitable[T]],
     ) -> T:
         lease = self._pool.lease_resident(version.key) or await self._load(version, timings)
         try:
+            if request.keep_alive_s is not None:
+                lease.keep_alive(request.keep_alive_s)
             return await work(lease.session)
         finally:
             lease.release()
@@ -292,14 +350,27 @@ class Embedder:
         return size_bytes <= self._limits.inline_tokenize_bytes
 
     def _observe(
-        self, version: ModelVersion, timings: RequestTimings, encodings: Sequence[Encoding]
+        self, version: ModelVersion, timings: RequestTimings, items: int, tokens: int
     ) -> None:
         name, metrics = version.key.name, self._metrics
-        metrics.items.labels(name).inc(len(encodings))
-        metrics.tokens.labels(name).inc(sum(len(each.ids) for each in encodings))
+        metrics.items.labels(name).inc(items)
+        metrics.tokens.labels(name).inc(tokens)
         metrics.tokenize_seconds.labels(name).observe(timings.tokenize_s)
         if timings.items is not None:
             metrics.queue_seconds.labels(name).observe(timings.items.queue_s)
+
+
+def _estimated_tokens(request: EmbedRequest, version: ModelVersion) -> int:
+    """About what tokenizing will give: English has some four bytes a token."""
+    items = len(request.texts) or len(request.tokens)
+    return min(request.size_bytes // 4 + items, items * version.manifest.max_tokens)
+
+
+def _reason(error: BaseException) -> str:
+    """What a failure is counted as."""
+    if isinstance(error, ShoalError):
+        return error.reason
+    return "CANCELLED" if isinstance(error, asyncio.CancelledError) else "INTERNAL"
 
 
 def _encode_in_thread(

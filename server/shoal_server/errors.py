@@ -8,9 +8,12 @@
     │       ├── ModelFileCorrupt    a prepared file is not what was prepared
     │       └── AllocationFailed    there was not enough memory after all
     ├── Overloaded              no room now; says when to come back
+    │   └── RateLimited             the caller asked for more than it may
     ├── DeadlineExceeded        the caller's time ran out while it waited
     ├── Unavailable             the server, or the model, is going away
-    └── InferenceFailed         the runtime failed or gave non-finite numbers
+    ├── InferenceFailed         the runtime failed or gave non-finite numbers
+    ├── EventsOutOfRange        what a watcher wants to see is no longer kept, or never was
+    └── NotPersisted            a change could not be written to disk, and was not made
 
 Messages are for the caller: they name the limit and the value given, and hold
 no paths, addresses or stack traces of the server.
@@ -120,6 +123,12 @@ class Overloaded(ShoalError):
         self.retry_after_s = retry_after_s
 
 
+class RateLimited(Overloaded):
+    """The caller used up what it may ask for in a minute."""
+
+    reason = "RATE_LIMITED"
+
+
 class DeadlineExceeded(ShoalError):
     """The caller's deadline passed before the answer was there."""
 
@@ -136,3 +145,23 @@ class InferenceFailed(ShoalError):
     """The run failed, or this item's output had non-finite numbers."""
 
     reason = "INFERENCE_FAILED"
+
+
+class EventsOutOfRange(ShoalError):
+    """The events from there on are no longer kept, or there were none such yet.
+
+    Its metadata name the sequence number to resume after and the log it belongs to.
+    """
+
+    reason = "EVENTS_OUT_OF_RANGE"
+
+    def __init__(self, message: str, *, resume_after: int, instance_id: str) -> None:
+        super().__init__(
+            message, metadata={"resume_after": resume_after, "instance_id": instance_id}
+        )
+
+
+class NotPersisted(ShoalError):
+    """A change that should outlast the server could not be written; it was not made."""
+
+    reason = "NOT_PERSISTED"

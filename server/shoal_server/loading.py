@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +63,7 @@ class LoadedModel:
         batcher: Batcher,
         backend: Backend,
         executor: Executor,
+        background_executor: Executor,
         improve: Callable[[], None] | None,
     ) -> None:
         """Put together by `ModelLoader`.
@@ -75,6 +76,7 @@ class LoadedModel:
             batcher: Runs `backend`.
             backend: Closed with this.
             executor: Threads for blocking work.
+            background_executor: For work that nobody waits for.
             improve: Makes the backend faster; blocking, and done in the background
                 once somebody has had an answer.
         """
@@ -85,14 +87,29 @@ class LoadedModel:
         self.batcher = batcher
         self._backend = backend
         self._executor = executor
+        self._background_executor = background_executor
         self._improve = improve
         self._improving: asyncio.Future[None] | None = None
+
+    @property
+    def idle_s(self) -> float | None:
+        """See `Session.idle_s`: what the model's own `model.toml` says."""
+        serving = self.version.serving
+        return serving.ram_idle_s if self.device == CPU else serving.gpu_idle_s
 
     def lease_ended(self) -> None:
         """Improve the backend, now that who waited for the load does not wait any longer."""
         if self._improve is not None:
             improve, self._improve = self._improve, None
-            self._improving = asyncio.get_running_loop().run_in_executor(self._executor, improve)
+            self._improving = asyncio.get_running_loop().run_in_executor(
+                self._background_executor, improve
+            )
+
+    async def shrink(self) -> None:
+        """Give back memory that only runs need; nobody closes it meanwhile."""
+        if isinstance(self._backend, OnnxModel):
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._executor, self._backend.shrink)
 
     def abort(self, reason: Unavailable) -> None:
         """Fail the requests that wait, and take no more."""
@@ -150,9 +167,10 @@ class ModelLoader:
         slots: dict[str, Slots],
         run_executor: Executor,
         load_executor: Executor,
+        background_executor: Executor,
         gpus: Gpus,
         cache: PackedCache | None,
-        observer: Callable[[str], BatchObserver],
+        observer: Callable[[ModelKey], BatchObserver],
     ) -> None:
         """Wire what sessions share.
 
@@ -162,15 +180,17 @@ class ModelLoader:
             slots: By device.
             run_executor: Threads that run batches; as many as there are slots.
             load_executor: Threads that load and close.
+            background_executor: For work that nobody waits for.
             gpus: For measuring what a session takes.
             cache: Of packed graphs, for the CPU; None does without.
-            observer: Makes the batch observer of a model, by name.
+            observer: Makes the batch observer of a model version.
         """
         self._registry = registry
         self._options = options
         self._slots = slots
         self._run_executor = run_executor
         self._load_executor = load_executor
+        self._background_executor = background_executor
         self._gpus = gpus
         self._cache = cache
         self._observer = observer
@@ -182,6 +202,18 @@ class ModelLoader:
         if device != CPU:
             return file_bytes
         return int(file_bytes * _BYTES_PER_FILE_BYTE) + _BYTES_OF_RUNTIME
+
+    def predict_peak_bytes(self, key: ModelKey, device: str) -> int:
+        """Size in memory, and the graph's file once more: it is read whole before it is opened.
+
+        A graph of 256 MB with its weights inside takes up to 519 MB while it is opened;
+        weights beside it are mapped.
+        """
+        try:
+            graph_bytes = self._registry.version(key).graph.stat().st_size
+        except OSError:
+            graph_bytes = 0  # loading will say what is wrong with it
+        return self.predict_bytes(key, device) + graph_bytes
 
     async def load(self, key: ModelKey, device: str) -> LoadedModel:
         """Load a version; see `SessionLoader.load`."""
@@ -203,7 +235,7 @@ class ModelLoader:
             cost=opened.cost,
             slots=self._slots[device],
             executor=self._run_executor,
-            observer=self._observer(key.name),
+            observer=self._observer(key),
             priority_head_start_s=self._options.priority_head_start_s,
             clock=time.monotonic,
         )
@@ -215,8 +247,24 @@ class ModelLoader:
             batcher=batcher,
             backend=opened.backend,
             executor=self._load_executor,
+            background_executor=self._background_executor,
             improve=opened.improve,
         )
+
+    def change(self, options: LoadOptions, loaded: Iterable[LoadedModel]) -> None:
+        """Go by other options from now on.
+
+        Args:
+            options: For what is loaded from now on.
+            loaded: In memory now; their batches are formed by the new options, too.
+        """
+        self._options = options
+        for model in loaded:
+            model.batcher.change(
+                self._limits(model.version, model.device),
+                max_queue_s=options.max_queue_s,
+                priority_head_start_s=options.priority_head_start_s,
+            )
 
     def _limits(self, version: ModelVersion, device: str) -> BatchLimits:
         options, theirs = self._options, version.serving

@@ -1,6 +1,6 @@
 """Every option of the server, defined once.
 
-Precedence, weakest first: the default here, the TOML file (`SHOAL_CONFIG_FILE` or
+Precedence, weakest first: the default here, the preset, the TOML file (`SHOAL_CONFIG_FILE` or
 `--config-file`), the environment (`SHOAL_<NAME>`), the command line
 (`--<name-with-dashes>`). The environment is read when `load_settings` is called,
 never at import time.
@@ -24,10 +24,13 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from shoal_server.presets import PRESETS
+
 ENV_PREFIX = "SHOAL_"
 CONFIG_FILE_ENV = "SHOAL_CONFIG_FILE"
 
 MIB = 1024 * 1024
+_UNSET = "unset"
 
 Device = Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$")]
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -41,6 +44,16 @@ def _split(value: object) -> object:
 
 
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+CallerNames = Annotated[
+    tuple[Annotated[str, StringConstraints(pattern=r"^.+=[^=]+$")], ...],
+    NoDecode,
+    BeforeValidator(_split),
+]
+CallerLimits = Annotated[
+    tuple[Annotated[str, StringConstraints(pattern=r"^.+=(-|[1-9]\d*)/(-|[1-9]\d*)$")], ...],
+    NoDecode,
+    BeforeValidator(_split),
+]
 # Variables with the prefix that others read: the SDK's, the Makefile's.
 _OTHERS = frozenset({"CONFIG_FILE", "ADDRESS", "EXPORT_ENV"})
 
@@ -76,6 +89,12 @@ class Settings(BaseSettings):
         """Only what is passed in: `load_settings` merges, so that it knows the origins."""
         return (init_settings,)
 
+    # -- preset --------------------------------------------------------------
+    preset: Literal["none", "throughput", "latency", "low-memory"] = _option(
+        "none", "Preset", "Sets the settings listed under Presets, except those that are set "
+        "themselves, by whatever source."
+    )  # fmt: skip
+
     # -- network -------------------------------------------------------------
     grpc_host: str = _option("127.0.0.1", "Network", "Address that gRPC listens on.")
     grpc_port: Port = _option(50051, "Network", "Port of gRPC; 0 takes a free one.")
@@ -110,12 +129,20 @@ class Settings(BaseSettings):
         None, "Models", "Model repository; unset: ./models where there is one, else the folder "
         "for the user's data."
     )  # fmt: skip
+    state_file: Path | None = _option(
+        None, "Models", "Where aliases, pins, tags and deprecations are kept over restarts; "
+        "unset: .shoal.db in the model repository."
+    )  # fmt: skip
     default_model: str = _option(
         "all-minilm-l6-v2", "Models", "Model of a request that names none."
     )
     preload: Names = _option(
         ("",), "Models", "Models to load at start, comma-separated; an empty name is the default "
         "model; `none` loads nothing."
+    )  # fmt: skip
+    restore_models: bool = _option(
+        False, "Models", "Load at start what was in memory when the server ended, the most used "
+        "first, after it is ready, and as long as there is room."
     )  # fmt: skip
     device: Device = _option(
         "auto", "Models", "Device of models that name none: auto, cpu, cuda, cuda:N."
@@ -236,6 +263,35 @@ class Settings(BaseSettings):
     )
     max_stream_requests: int = _option(32, "Limits", "Requests in flight on one EmbedStream.", ge=1)
 
+    # -- usage ---------------------------------------------------------------
+    callers_by: Literal["key", "peer"] = _option(
+        "key", "Usage", "What tells callers apart, for usage and rate limits. key: the API key "
+        "in `authorization: Bearer …`, which the server does not check, else the peer; peer: the "
+        "host that the connection comes from."
+    )  # fmt: skip
+    caller_names: CallerNames = _option(
+        (), "Usage", "Names for callers, comma-separated, as CALLER=NAME; CALLER as the "
+        "statistics show it: key:… or a host."
+    )  # fmt: skip
+    max_callers: int = _option(
+        1000, "Usage", "Callers with statistics of their own; later ones are counted together, "
+        "as (others).", ge=1
+    )  # fmt: skip
+    rate_limit_requests_per_min: int | None = _option(
+        None, "Usage", "Requests a minute of one caller; above it they are refused with "
+        "RESOURCE_EXHAUSTED and RetryInfo; unset: no limit.", ge=1
+    )  # fmt: skip
+    rate_limit_tokens_per_min: int | None = _option(
+        None, "Usage", "Tokens a minute of one caller; unset: no limit.", ge=1
+    )
+    rate_limit_overrides: CallerLimits = _option(
+        (), "Usage", "Limits of single callers, comma-separated, as CALLER=REQUESTS/TOKENS a "
+        "minute; - for no limit; CALLER by its name where it has one."
+    )  # fmt: skip
+    statistics_window_s: float = _option(
+        60.0, "Usage", "How far back the recent statistics reach.", ge=1, le=86_400
+    )
+
     # -- memory --------------------------------------------------------------
     max_resident_models: int | None = _option(
         None, "Memory", "Models in memory on the CPU; unset: no limit.", ge=1
@@ -254,12 +310,48 @@ class Settings(BaseSettings):
         10.0, "Memory", "The longest a request waits for room when every resident model is in "
         "use.", ge=0
     )  # fmt: skip
+    ram_idle_s: float = _option(
+        1800.0, "Memory", "A model on the CPU that nobody used for so long leaves memory; 0: "
+        "never. A model's own `ram_idle_s` and a request's `keep_alive_s` come before it.", ge=0
+    )  # fmt: skip
+    gpu_idle_s: float = _option(
+        600.0, "Memory", "The same for a model on a GPU, whose own time-out is `gpu_idle_s`.", ge=0
+    )
+    adaptive_idle: bool = _option(
+        False, "Memory", "Let these time-outs follow how often a model is asked for, within a "
+        "quarter and four times of them."
+    )  # fmt: skip
+    pressure_interval_s: float = _option(
+        1.0, "Memory", "How often the memory of the machine, the cgroup and the GPUs is looked at; "
+        "0: never.", ge=0
+    )  # fmt: skip
+    pressure_threshold: float = _option(
+        0.8, "Memory", "Share of a device's memory in use above which models that nobody uses are "
+        "released, the least recently used first.", gt=0, lt=1
+    )  # fmt: skip
+    pressure_lower_threshold: float = _option(
+        0.7, "Memory", "Share below which that ends; where tasks stall for memory, it begins there "
+        "too.", gt=0, lt=1
+    )  # fmt: skip
+    pressure_critical_threshold: float = _option(
+        0.95, "Memory", "Share above which, at once, no model is loaded either.", gt=0, le=1
+    )
+    pressure_hold_s: float = _option(
+        10.0, "Memory", "How long use must stay above the threshold before models go, and how long "
+        "a model must have been unused to go for that.", ge=0
+    )  # fmt: skip
     load_backoff_s: float = _option(
         5.0, "Memory", "How long a failed load is remembered; doubles with each failure.", gt=0
     )
     load_backoff_max_s: float = _option(
         300.0, "Memory", "The longest a failed load is remembered.", gt=0
     )
+
+    # -- events --------------------------------------------------------------
+    event_history: int = _option(
+        10_000, "Events", "Events that are kept for those who watch, to look back or to go on "
+        "after a break; about 500 bytes each.", ge=1, le=1_000_000
+    )  # fmt: skip
 
     # -- logs ----------------------------------------------------------------
     log_level: Literal["debug", "info", "warning", "error"] = _option(
@@ -282,7 +374,7 @@ class LoadedSettings:
 
     values: Settings
     origins: Mapping[str, str]
-    """By name: `default`, `command line`, a variable's name or a file's."""
+    """By name: `default`, `preset NAME`, `command line`, a variable's name or a file's."""
     unknown_variables: tuple[str, ...]
     """Variables with our prefix that name no setting: typing errors, mostly."""
 
@@ -312,12 +404,48 @@ def load_settings(
     origins |= {name: _variable(name) for name in from_environment}
     merged |= command_line or {}
     origins |= dict.fromkeys(command_line or {}, "command line")
+    preset = str(merged.get("preset"))
+    from_preset = {k: v for k, v in PRESETS.get(preset, {}).items() if k not in merged}
+    merged |= from_preset
+    origins |= dict.fromkeys(from_preset, f"preset {preset}")
     try:
         values = Settings(**merged)
     except ValidationError as error:
         raise SettingsError(_explain(error, origins)) from error
     _check_together(values)
     return LoadedSettings(values, origins, _unknown_variables())
+
+
+def changed_settings(values: Settings, texts: Mapping[str, str]) -> Settings:
+    """The settings with other values for some of them, checked.
+
+    Args:
+        values: As they are.
+        texts: As the command line takes them, by names that there are; `unset` where
+            that is the default.
+
+    Raises:
+        SettingsError: A value is out of its limits, or some do not go together.
+    """
+    changes = {
+        name: None if text == _UNSET and Settings.model_fields[name].default is None else text
+        for name, text in texts.items()
+    }
+    try:
+        after = Settings(**(values.model_dump() | changes))
+    except ValidationError as error:
+        raise SettingsError(_explain(error, dict.fromkeys(texts, "the request"))) from error
+    _check_together(after)
+    return after
+
+
+def show(value: object) -> str:
+    """A setting's value in words."""
+    if value is None:
+        return _UNSET
+    if isinstance(value, tuple):
+        return (",".join(map(str, value)) or '""') if value else "none"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _variable(name: str) -> str:
@@ -359,6 +487,16 @@ def _check_together(values: Settings) -> None:
         raise SettingsError("tls_cert_file and tls_key_file go together; only one is set")
     if values.tls_client_ca_file is not None and values.tls_cert_file is None:
         raise SettingsError("tls_client_ca_file needs tls_cert_file and tls_key_file")
+    if not (
+        values.pressure_lower_threshold
+        < values.pressure_threshold
+        < values.pressure_critical_threshold
+    ):
+        raise SettingsError(
+            f"pressure_lower_threshold ({values.pressure_lower_threshold}), pressure_threshold "
+            f"({values.pressure_threshold}) and pressure_critical_threshold "
+            f"({values.pressure_critical_threshold}) must rise in this order"
+        )
     if values.max_request_bytes > values.max_message_bytes:
         raise SettingsError(
             f"max_request_bytes ({values.max_request_bytes}) is above "

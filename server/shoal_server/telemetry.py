@@ -18,7 +18,7 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from shoal_server.core import ModelKey
-from shoal_server.errors import ShoalError
+from shoal_server.lifecycle import Load, LoadReason, PressureLevel, Unloading, UnloadReason
 from shoal_server.tallies import Counter, Gauge, Histogram
 
 # From a tenth of a millisecond (one short text on a GPU) to a minute (a cold model).
@@ -116,6 +116,28 @@ class Metrics:
             "shoal_model_evictions", "Models that left memory to make room for others.",
             ("model",), registry=registry,
         )  # fmt: skip
+        self.events = Counter(
+            "shoal_events", "Events published, by kind.", ("kind",), registry=registry
+        )
+        self.event_watchers = Gauge(
+            "shoal_event_watchers", "WatchEvents streams that are open.", (), registry=registry
+        )
+        self.unloads = Counter(
+            "shoal_model_unloads", "Models that left memory, by reason (evicted, asked, idle, "
+            "keep_alive, pressure, shutdown).", ("model", "reason"), registry=registry,
+        )  # fmt: skip
+        self.returns = Counter(
+            "shoal_model_returns", "Loads of models that had been evicted, or released for memory "
+            "pressure, less than a minute before.", ("model",), registry=registry,
+        )  # fmt: skip
+        self.memory_use = Gauge(
+            "shoal_memory_use_ratio", "Share of a device's memory in use, of the tightest limit.",
+            ("device",), registry=registry,
+        )  # fmt: skip
+        self.memory_pressure = Gauge(
+            "shoal_memory_pressure_level", "How short memory is on a device: 0 normal, 1 elevated, "
+            "2 critical.", ("device",), registry=registry,
+        )  # fmt: skip
         self.build_info = Gauge(
             "shoal_build_info", "Always 1; the labels say what runs.", ("version", "runtime"),
             registry=registry,
@@ -125,7 +147,17 @@ class Metrics:
 class BatchTelemetry:
     """Counts the batches of one model (see `batching.batcher.BatchObserver`)."""
 
-    def __init__(self, metrics: Metrics, model: str) -> None:
+    def __init__(
+        self, metrics: Metrics, model: str, ended: Callable[[int, int, int, float], None]
+    ) -> None:
+        """Count into `metrics`.
+
+        Args:
+            metrics: Of the server.
+            model: Its name.
+            ended: Told of a batch, too; takes what `batch_ended` takes.
+        """
+        self._ended = ended
         self._items = metrics.batch_items.labels(model)
         self._padding = metrics.padding_tokens.labels(model)
         self._seconds = metrics.inference_seconds.labels(model)
@@ -137,6 +169,7 @@ class BatchTelemetry:
         self._items.observe(items)
         self._padding.inc(computed_tokens - tokens)
         self._seconds.observe(seconds)
+        self._ended(items, tokens, computed_tokens, seconds)
 
     def waiting_changed(self, waiting: int) -> None:
         """So many items wait now."""
@@ -166,23 +199,94 @@ class PoolTelemetry:
         self._metrics.resident_models.labels(device).set(models)
         self._metrics.resident_bytes.labels(device).set(size_bytes)
 
-    def load_ended(self, key: ModelKey, seconds: float, error: ShoalError | None) -> None:
+    def load_began(self, key: ModelKey, why: LoadReason) -> None:
+        """A model is on its way into memory."""
+
+    def load_ended(self, load: Load) -> None:
         """A load ended, well or not."""
+        name, shown, error = load.key.name, str(load.key), load.error
         if error is None:
-            self._metrics.loads.labels(key.name, "ok").inc()
-            self._metrics.load_seconds.labels(key.name).observe(seconds)
-            self._log.info("model_loaded", model=str(key), load_s=round(seconds, 3))
+            self._metrics.loads.labels(name, "ok").inc()
+            self._metrics.load_seconds.labels(name).observe(load.seconds)
+            load_s = round(load.seconds, 3)
+            self._log.info("model_loaded", model=shown, load_s=load_s, why=str(load.why))
         else:
-            self._metrics.loads.labels(key.name, "failed").inc()
-            self._log.warning("model_load_failed", model=str(key), error=error.message)
+            self._metrics.loads.labels(name, "failed").inc()
+            self._log.warning("model_load_failed", model=shown, error=error.message)
+        self._changed(load.key)
+
+    def unloading(self, key: ModelKey, why: Unloading) -> None:
+        """A session is lent no more."""
+
+    def stayed(self, key: ModelKey) -> None:
+        """A session that was to leave is lent again."""
+
+    def unloaded(self, key: ModelKey, why: Unloading) -> None:
+        """A session left memory."""
+        if why.reason is UnloadReason.EVICTED:
+            self._metrics.evictions.labels(key.name).inc()
+        self._metrics.unloads.labels(key.name, str(why.reason)).inc()
+        self._log.info("model_unloaded", model=str(key), why=str(why))
         self._changed(key)
 
-    def unloaded(self, key: ModelKey, evicted: bool) -> None:
-        """A session left memory."""
-        if evicted:
-            self._metrics.evictions.labels(key.name).inc()
-        self._log.info("model_unloaded", model=str(key), evicted=evicted)
-        self._changed(key)
+
+class EventTelemetry:
+    """Counts events and those who watch (see `registry.event_log.EventLogObserver`)."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._events = metrics.events
+        self._watchers = metrics.event_watchers.labels()
+
+    def event_published(self, kind: str) -> None:
+        """One more of this kind."""
+        self._events.labels(kind).inc()
+
+    def watchers_changed(self, watchers: int) -> None:
+        """So many watch now."""
+        self._watchers.set(watchers)
+
+
+class MemoryTelemetry:
+    """Counts and logs what becomes of memory (see `residency.pressure_monitor`)."""
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        changed: Callable[[str, PressureLevel, PressureLevel, float], None],
+    ) -> None:
+        """Count into `metrics`.
+
+        Args:
+            metrics: Of the server.
+            changed: Told of levels, too; takes what `pressure_changed` takes.
+        """
+        self._metrics = metrics
+        self._changed = changed
+        self._log = structlog.get_logger(__name__)
+
+    def memory_seen(self, device: str, used: float, level: PressureLevel) -> None:
+        """A look at a device's memory: the share in use, and where it stands since."""
+        self._metrics.memory_use.labels(device).set(used)
+        self._metrics.memory_pressure.labels(device).set(level)
+
+    def pressure_changed(
+        self, device: str, before: PressureLevel, after: PressureLevel, used: float
+    ) -> None:
+        """A device's level changed."""
+        tell = self._log.warning if after > PressureLevel.NORMAL else self._log.info
+        tell("memory_pressure", device=device, before=before.name.lower(),
+             after=after.name.lower(), used=round(used, 3))  # fmt: skip
+        self._changed(device, before, after, used)
+
+    def model_returned(
+        self, key: ModelKey, *, after_s: float, times: int, worth_telling: bool
+    ) -> None:
+        """A model came back soon after it had been pushed out."""
+        self._metrics.returns.labels(key.name).inc()
+        if worth_telling:
+            self._log.warning("model_churn", model=str(key), away_s=round(after_s, 1), times=times,
+                              hint="loaded and pushed out back and forth: memory is too small "
+                              "for what is asked for")  # fmt: skip
 
 
 class _StandardError:

@@ -67,6 +67,7 @@ class Loading:
             slots={"cpu": Slots(1)},
             run_executor=self._executor,
             load_executor=self._executor,
+            background_executor=self._executor,
             gpus=Gpus(),
             cache=self._cache if cache else None,
             observer=lambda _: RecordingObserver(),

@@ -68,6 +68,7 @@ async def loaded(
         slots={"cpu": Slots(1), "cuda:0": Slots(SLOTS)},
         run_executor=threads,
         load_executor=threads,
+        background_executor=threads,
         gpus=Gpus(),
         cache=PackedCache(tiny.root / ".packed", 1 << 30),
         observer=lambda _: RecordingObserver(),

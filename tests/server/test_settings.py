@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from pydantic.fields import FieldInfo
 
+from shoal_server.presets import PRESETS
 from shoal_server.settings import Settings, SettingsError, load_settings
 
 MANY = tuple(Settings.model_fields.items())
+# Values of settings whose lists hold what not every word is.
+LISTS = {"caller_names": "12=a", "rate_limit_overrides": "12=1/-,a=-/2"}
 
 
 @pytest.fixture(autouse=True)
@@ -69,6 +73,7 @@ def test_each_setting_is_read_from_its_variable(
     """`SHOAL_<NAME>` sets the setting `<name>`, whatever its type."""
     default = field.default
     text = "12" if default is None or isinstance(default, tuple) else str(default)
+    text = LISTS.get(name, text)
     monkeypatch.setenv(f"SHOAL_{name.upper()}", text)
     companions = {each: "file" for each in ("tls_cert_file", "tls_key_file") if each != name}
     loaded = load_settings(companions)
@@ -76,6 +81,51 @@ def test_each_setting_is_read_from_its_variable(
     value = getattr(loaded.values, name)
     shown = ",".join(value) if isinstance(value, tuple) else str(value)
     assert shown.removesuffix(".0") == text.removesuffix(".0")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        *(("caller_names", text) for text in ("a", "=a", "a=", "a=b,c")),
+        *(("rate_limit_overrides", text) for text in ("a", "a=1", "a=0/1", "a=1/x", "=1/1")),
+        ("rate_limit_requests_per_min", "0"),
+    ],
+)
+def test_callers_and_their_limits_are_checked(
+    name: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What can not be read is told when the server starts, with the part that is wrong."""
+    monkeypatch.setenv(f"SHOAL_{name.upper()}", text)
+    with pytest.raises(SettingsError, match=rf"{name}: .*not '({text}|c)'"):
+        load_settings()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_sets_what_it_says(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every value that it lists, each different from the default; and says that it did."""
+    monkeypatch.setenv("SHOAL_PRESET", preset)
+    loaded = load_settings()
+    for name, value in PRESETS[preset].items():
+        assert getattr(loaded.values, name) == value != Settings.model_fields[name].default
+        assert loaded.origins[name] == f"preset {preset}"
+
+
+def test_what_is_set_is_stronger_than_the_preset(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever it is set, and wherever the preset was chosen."""
+    config_file.write_text("max_batch_items = 5\n")
+    monkeypatch.setenv("SHOAL_MAX_BATCH_TOKENS", "600")
+    loaded = load_settings({"preset": "latency"}, config_file)
+    assert (loaded.values.max_batch_items, loaded.values.max_batch_tokens) == (5, 600)
+    assert loaded.values.max_wait_ms == 0
+
+
+def test_every_preset_can_be_chosen() -> None:
+    """Those that there are and no other."""
+    assert set(get_args(Settings.model_fields["preset"].annotation)) == {"none", *PRESETS}
+    with pytest.raises(SettingsError, match=r"preset: .*'fastest'"):
+        load_settings({"preset": "fastest"})
 
 
 def test_an_empty_variable_counts_as_not_set(
@@ -221,6 +271,14 @@ def test_a_file_that_can_not_be_read_is_named(
         ({"tls_key_file": "k"}, ["tls_cert_file", "tls_key_file"]),
         ({"tls_client_ca_file": "r"}, ["tls_client_ca_file", "tls_cert_file"]),
         (
+            {"pressure_threshold": 0.6},
+            ["pressure_lower_threshold", "0.7", "pressure_threshold", "0.6"],
+        ),
+        (
+            {"pressure_threshold": 0.96},
+            ["pressure_threshold", "0.96", "pressure_critical_threshold", "0.95"],
+        ),
+        (
             {"max_request_bytes": 2048, "max_message_bytes": 2047},
             ["max_request_bytes", "2048", "max_message_bytes", "2047"],
         ),
@@ -257,4 +315,4 @@ def test_each_setting_is_described(name: str, field: FieldInfo) -> None:
     assert isinstance(field.json_schema_extra, dict)
     assert field.json_schema_extra["group"]
     if isinstance(field.default, float):
-        assert name.endswith(("_s", "_ms", "_waste"))
+        assert name.endswith(("_s", "_ms", "_waste", "_threshold"))

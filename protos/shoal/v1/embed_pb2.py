@@ -25,35 +25,35 @@ _sym_db = _symbol_database.Default()
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14shoal/v1/embed.proto\x12\x08shoal.v1\x1a\x17google/rpc/status.proto\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xb9\x02\n\x0c\x45mbedRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\x12\"\n\x06tokens\x18\x03 \x03(\x0b\x32\x12.shoal.v1.TokenIds\x12\x0e\n\x06images\x18\x04 \x03(\x0c\x12\x16\n\tnormalize\x18\x05 \x01(\x08H\x00\x88\x01\x01\x12\x17\n\ndimensions\x18\x06 \x01(\rH\x01\x88\x01\x01\x12*\n\x08\x65ncoding\x18\x07 \x01(\x0e\x32\x18.shoal.v1.VectorEncoding\x12\x15\n\x08truncate\x18\x08 \x01(\x08H\x02\x88\x01\x01\x12\x13\n\x0bprompt_name\x18\t \x01(\t\x12$\n\x08priority\x18\n \x01(\x0e\x32\x12.shoal.v1.PriorityB\x0c\n\n_normalizeB\r\n\x0b_dimensionsB\x0b\n\t_truncate\"\xdd\x01\n\rEmbedResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0f\n\x07vectors\x18\x03 \x01(\x0c\x12\x12\n\ndimensions\x18\x04 \x01(\r\x12*\n\x08\x65ncoding\x18\x05 \x01(\x0e\x32\x18.shoal.v1.VectorEncoding\x12\x14\n\x0ctoken_counts\x18\x06 \x03(\r\x12\x11\n\ttruncated\x18\x07 \x03(\r\x12\"\n\x07timings\x18\x08 \x01(\x0b\x32\x11.shoal.v1.Timings\x12\x0e\n\x06scales\x18\t \x03(\x02\"}\n\x07Timings\x12\x10\n\x08total_us\x18\x01 \x01(\x04\x12\x10\n\x08queue_us\x18\x02 \x01(\x04\x12\x13\n\x0btokenize_us\x18\x03 \x01(\x04\x12\x14\n\x0cinference_us\x18\x04 \x01(\x04\x12\x12\n\nbatch_size\x18\x05 \x01(\r\x12\x0f\n\x07load_us\x18\x06 \x01(\x04\"q\n\x12\x45mbedStreamRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\'\n\x07request\x18\x02 \x01(\x0b\x32\x16.shoal.v1.EmbedRequest\x12\x17\n\ntimeout_ms\x18\x03 \x01(\rH\x00\x88\x01\x01\x42\r\n\x0b_timeout_ms\"}\n\x13\x45mbedStreamResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12+\n\x08response\x18\x02 \x01(\x0b\x32\x17.shoal.v1.EmbedResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result\"\x81\x01\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\x12\x15\n\x08truncate\x18\x03 \x01(\x08H\x00\x88\x01\x01\x12\x13\n\x0bprompt_name\x18\x04 \x01(\t\x12\x17\n\x0finclude_strings\x18\x05 \x01(\x08\x42\x0b\n\t_truncate\"\\\n\x10TokenizeResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12(\n\x07results\x18\x03 \x03(\x0b\x32\x17.shoal.v1.TokenizedText\"@\n\rTokenizedText\x12\x0b\n\x03ids\x18\x01 \x03(\r\x12\x0f\n\x07strings\x18\x02 \x03(\t\x12\x11\n\ttruncated\x18\x03 \x01(\x08*\xa2\x01\n\x0eVectorEncoding\x12\x1f\n\x1bVECTOR_ENCODING_UNSPECIFIED\x10\x00\x12\x1b\n\x17VECTOR_ENCODING_FLOAT32\x10\x01\x12\x1b\n\x17VECTOR_ENCODING_FLOAT16\x10\x02\x12\x18\n\x14VECTOR_ENCODING_INT8\x10\x03\x12\x1b\n\x17VECTOR_ENCODING_UBINARY\x10\x04*^\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x10\n\x0cPRIORITY_LOW\x10\x01\x12\x13\n\x0fPRIORITY_NORMAL\x10\x02\x12\x11\n\rPRIORITY_HIGH\x10\x03\x32\xdb\x01\n\x0c\x45mbedService\x12\x38\n\x05\x45mbed\x12\x16.shoal.v1.EmbedRequest\x1a\x17.shoal.v1.EmbedResponse\x12N\n\x0b\x45mbedStream\x12\x1c.shoal.v1.EmbedStreamRequest\x1a\x1d.shoal.v1.EmbedStreamResponse(\x01\x30\x01\x12\x41\n\x08Tokenize\x12\x19.shoal.v1.TokenizeRequest\x1a\x1a.shoal.v1.TokenizeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14shoal/v1/embed.proto\x12\x08shoal.v1\x1a\x17google/rpc/status.proto\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xfa\x02\n\x0c\x45mbedRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\x12\"\n\x06tokens\x18\x03 \x03(\x0b\x32\x12.shoal.v1.TokenIds\x12\x0e\n\x06images\x18\x04 \x03(\x0c\x12\x16\n\tnormalize\x18\x05 \x01(\x08H\x00\x88\x01\x01\x12\x17\n\ndimensions\x18\x06 \x01(\rH\x01\x88\x01\x01\x12*\n\x08\x65ncoding\x18\x07 \x01(\x0e\x32\x18.shoal.v1.VectorEncoding\x12\x15\n\x08truncate\x18\x08 \x01(\x08H\x02\x88\x01\x01\x12\x13\n\x0bprompt_name\x18\t \x01(\t\x12$\n\x08priority\x18\n \x01(\x0e\x32\x12.shoal.v1.Priority\x12\x19\n\x0ckeep_alive_s\x18\x0b \x01(\x01H\x03\x88\x01\x01\x12\x13\n\x0brouting_key\x18\x0c \x01(\tB\x0c\n\n_normalizeB\r\n\x0b_dimensionsB\x0b\n\t_truncateB\x0f\n\r_keep_alive_s\"\xf2\x01\n\rEmbedResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0f\n\x07vectors\x18\x03 \x01(\x0c\x12\x12\n\ndimensions\x18\x04 \x01(\r\x12*\n\x08\x65ncoding\x18\x05 \x01(\x0e\x32\x18.shoal.v1.VectorEncoding\x12\x14\n\x0ctoken_counts\x18\x06 \x03(\r\x12\x11\n\ttruncated\x18\x07 \x03(\r\x12\"\n\x07timings\x18\x08 \x01(\x0b\x32\x11.shoal.v1.Timings\x12\x0e\n\x06scales\x18\t \x03(\x02\x12\x13\n\x0b\x64\x65precation\x18\n \x01(\t\"}\n\x07Timings\x12\x10\n\x08total_us\x18\x01 \x01(\x04\x12\x10\n\x08queue_us\x18\x02 \x01(\x04\x12\x13\n\x0btokenize_us\x18\x03 \x01(\x04\x12\x14\n\x0cinference_us\x18\x04 \x01(\x04\x12\x12\n\nbatch_size\x18\x05 \x01(\r\x12\x0f\n\x07load_us\x18\x06 \x01(\x04\"q\n\x12\x45mbedStreamRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\'\n\x07request\x18\x02 \x01(\x0b\x32\x16.shoal.v1.EmbedRequest\x12\x17\n\ntimeout_ms\x18\x03 \x01(\rH\x00\x88\x01\x01\x42\r\n\x0b_timeout_ms\"}\n\x13\x45mbedStreamResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12+\n\x08response\x18\x02 \x01(\x0b\x32\x17.shoal.v1.EmbedResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result\"\x96\x01\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\x12\x15\n\x08truncate\x18\x03 \x01(\x08H\x00\x88\x01\x01\x12\x13\n\x0bprompt_name\x18\x04 \x01(\t\x12\x17\n\x0finclude_strings\x18\x05 \x01(\x08\x12\x13\n\x0brouting_key\x18\x06 \x01(\tB\x0b\n\t_truncate\"\\\n\x10TokenizeResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12(\n\x07results\x18\x03 \x03(\x0b\x32\x17.shoal.v1.TokenizedText\"@\n\rTokenizedText\x12\x0b\n\x03ids\x18\x01 \x03(\r\x12\x0f\n\x07strings\x18\x02 \x03(\t\x12\x11\n\ttruncated\x18\x03 \x01(\x08*\xa2\x01\n\x0eVectorEncoding\x12\x1f\n\x1bVECTOR_ENCODING_UNSPECIFIED\x10\x00\x12\x1b\n\x17VECTOR_ENCODING_FLOAT32\x10\x01\x12\x1b\n\x17VECTOR_ENCODING_FLOAT16\x10\x02\x12\x18\n\x14VECTOR_ENCODING_INT8\x10\x03\x12\x1b\n\x17VECTOR_ENCODING_UBINARY\x10\x04*^\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x10\n\x0cPRIORITY_LOW\x10\x01\x12\x13\n\x0fPRIORITY_NORMAL\x10\x02\x12\x11\n\rPRIORITY_HIGH\x10\x03\x32\xdb\x01\n\x0c\x45mbedService\x12\x38\n\x05\x45mbed\x12\x16.shoal.v1.EmbedRequest\x1a\x17.shoal.v1.EmbedResponse\x12N\n\x0b\x45mbedStream\x12\x1c.shoal.v1.EmbedStreamRequest\x1a\x1d.shoal.v1.EmbedStreamResponse(\x01\x30\x01\x12\x41\n\x08Tokenize\x12\x19.shoal.v1.TokenizeRequest\x1a\x1a.shoal.v1.TokenizeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'shoal.v1.embed_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_VECTORENCODING']._serialized_start=1286
-  _globals['_VECTORENCODING']._serialized_end=1448
-  _globals['_PRIORITY']._serialized_start=1450
-  _globals['_PRIORITY']._serialized_end=1544
+  _globals['_VECTORENCODING']._serialized_start=1393
+  _globals['_VECTORENCODING']._serialized_end=1555
+  _globals['_PRIORITY']._serialized_start=1557
+  _globals['_PRIORITY']._serialized_end=1651
   _globals['_TOKENIDS']._serialized_start=59
   _globals['_TOKENIDS']._serialized_end=82
   _globals['_EMBEDREQUEST']._serialized_start=85
-  _globals['_EMBEDREQUEST']._serialized_end=398
-  _globals['_EMBEDRESPONSE']._serialized_start=401
-  _globals['_EMBEDRESPONSE']._serialized_end=622
-  _globals['_TIMINGS']._serialized_start=624
-  _globals['_TIMINGS']._serialized_end=749
-  _globals['_EMBEDSTREAMREQUEST']._serialized_start=751
-  _globals['_EMBEDSTREAMREQUEST']._serialized_end=864
-  _globals['_EMBEDSTREAMRESPONSE']._serialized_start=866
-  _globals['_EMBEDSTREAMRESPONSE']._serialized_end=991
-  _globals['_TOKENIZEREQUEST']._serialized_start=994
-  _globals['_TOKENIZEREQUEST']._serialized_end=1123
-  _globals['_TOKENIZERESPONSE']._serialized_start=1125
-  _globals['_TOKENIZERESPONSE']._serialized_end=1217
-  _globals['_TOKENIZEDTEXT']._serialized_start=1219
-  _globals['_TOKENIZEDTEXT']._serialized_end=1283
-  _globals['_EMBEDSERVICE']._serialized_start=1547
-  _globals['_EMBEDSERVICE']._serialized_end=1766
+  _globals['_EMBEDREQUEST']._serialized_end=463
+  _globals['_EMBEDRESPONSE']._serialized_start=466
+  _globals['_EMBEDRESPONSE']._serialized_end=708
+  _globals['_TIMINGS']._serialized_start=710
+  _globals['_TIMINGS']._serialized_end=835
+  _globals['_EMBEDSTREAMREQUEST']._serialized_start=837
+  _globals['_EMBEDSTREAMREQUEST']._serialized_end=950
+  _globals['_EMBEDSTREAMRESPONSE']._serialized_start=952
+  _globals['_EMBEDSTREAMRESPONSE']._serialized_end=1077
+  _globals['_TOKENIZEREQUEST']._serialized_start=1080
+  _globals['_TOKENIZEREQUEST']._serialized_end=1230
+  _globals['_TOKENIZERESPONSE']._serialized_start=1232
+  _globals['_TOKENIZERESPONSE']._serialized_end=1324
+  _globals['_TOKENIZEDTEXT']._serialized_start=1326
+  _globals['_TOKENIZEDTEXT']._serialized_end=1390
+  _globals['_EMBEDSERVICE']._serialized_start=1654
+  _globals['_EMBEDSERVICE']._serialized_end=1873
 # @@protoc_insertion_point(module_scope)

@@ -126,6 +126,8 @@ class EmbedRequest(_message.Message):
     TRUNCATE_FIELD_NUMBER: _builtins.int
     PROMPT_NAME_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    KEEP_ALIVE_S_FIELD_NUMBER: _builtins.int
+    ROUTING_KEY_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """"name", "name@version" or an alias. Empty: the server's default model."""
     normalize: _builtins.bool
@@ -148,6 +150,17 @@ class EmbedRequest(_message.Message):
     """
     priority: Global___Priority.ValueType
     """Default: normal."""
+    keep_alive_s: _builtins.float
+    """Seconds that the model stays in memory after it was used last, from now on and
+    until another request says otherwise or the model leaves memory. 0: not at all,
+    it leaves as soon as no request uses it. Negative: it is never released for being
+    idle. Default: left as it is; at first what model.toml or the server's settings
+    (ram_idle_s, gpu_idle_s) say. A finite number. Pinned models stay anyway.
+    """
+    routing_key: _builtins.str
+    """Chosen by the caller: requests for an alias whose traffic is shared by several
+    versions get the same version as long as their key is the same. Empty: any.
+    """
     @_builtins.property
     def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Exactly one of texts, tokens and images is set.
@@ -177,19 +190,25 @@ class EmbedRequest(_message.Message):
         truncate: _builtins.bool | None = ...,
         prompt_name: _builtins.str = ...,
         priority: Global___Priority.ValueType = ...,
+        keep_alive_s: _builtins.float | None = ...,
+        routing_key: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_dimensions", b"_dimensions", "_normalize", b"_normalize", "_truncate", b"_truncate", "dimensions", b"dimensions", "normalize", b"normalize", "truncate", b"truncate"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_dimensions", b"_dimensions", "_keep_alive_s", b"_keep_alive_s", "_normalize", b"_normalize", "_truncate", b"_truncate", "dimensions", b"dimensions", "keep_alive_s", b"keep_alive_s", "normalize", b"normalize", "truncate", b"truncate"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dimensions", b"_dimensions", "_normalize", b"_normalize", "_truncate", b"_truncate", "dimensions", b"dimensions", "encoding", b"encoding", "images", b"images", "model", b"model", "normalize", b"normalize", "priority", b"priority", "prompt_name", b"prompt_name", "texts", b"texts", "tokens", b"tokens", "truncate", b"truncate"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dimensions", b"_dimensions", "_keep_alive_s", b"_keep_alive_s", "_normalize", b"_normalize", "_truncate", b"_truncate", "dimensions", b"dimensions", "encoding", b"encoding", "images", b"images", "keep_alive_s", b"keep_alive_s", "model", b"model", "normalize", b"normalize", "priority", b"priority", "prompt_name", b"prompt_name", "routing_key", b"routing_key", "texts", b"texts", "tokens", b"tokens", "truncate", b"truncate"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__dimensions: _TypeAlias = _typing.Literal["dimensions"]  # noqa: Y015
     _WhichOneofArgType__dimensions: _TypeAlias = _typing.Literal["_dimensions", b"_dimensions"]  # noqa: Y015
+    _WhichOneofReturnType__keep_alive_s: _TypeAlias = _typing.Literal["keep_alive_s"]  # noqa: Y015
+    _WhichOneofArgType__keep_alive_s: _TypeAlias = _typing.Literal["_keep_alive_s", b"_keep_alive_s"]  # noqa: Y015
     _WhichOneofReturnType__normalize: _TypeAlias = _typing.Literal["normalize"]  # noqa: Y015
     _WhichOneofArgType__normalize: _TypeAlias = _typing.Literal["_normalize", b"_normalize"]  # noqa: Y015
     _WhichOneofReturnType__truncate: _TypeAlias = _typing.Literal["truncate"]  # noqa: Y015
     _WhichOneofArgType__truncate: _TypeAlias = _typing.Literal["_truncate", b"_truncate"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__dimensions) -> _WhichOneofReturnType__dimensions | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__keep_alive_s) -> _WhichOneofReturnType__keep_alive_s | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__normalize) -> _WhichOneofReturnType__normalize | None: ...
     @_typing.overload
@@ -210,6 +229,7 @@ class EmbedResponse(_message.Message):
     TRUNCATED_FIELD_NUMBER: _builtins.int
     TIMINGS_FIELD_NUMBER: _builtins.int
     SCALES_FIELD_NUMBER: _builtins.int
+    DEPRECATION_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model that ran, without version."""
     version: _builtins.str
@@ -220,6 +240,10 @@ class EmbedResponse(_message.Message):
     """Dimensions of a row."""
     encoding: Global___VectorEncoding.ValueType
     """How vectors is encoded; never unspecified."""
+    deprecation: _builtins.str
+    """That the model should not be used any longer, and what to use instead, in words;
+    empty when it is not deprecated.
+    """
     @_builtins.property
     def token_counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Tokens that the model saw for each input: special tokens and prompt
@@ -250,10 +274,11 @@ class EmbedResponse(_message.Message):
         truncated: _abc.Iterable[_builtins.int] | None = ...,
         timings: Global___Timings | None = ...,
         scales: _abc.Iterable[_builtins.float] | None = ...,
+        deprecation: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timings", b"timings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dimensions", b"dimensions", "encoding", b"encoding", "model", b"model", "scales", b"scales", "timings", b"timings", "token_counts", b"token_counts", "truncated", b"truncated", "vectors", b"vectors", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deprecation", b"deprecation", "dimensions", b"dimensions", "encoding", b"encoding", "model", b"model", "scales", b"scales", "timings", b"timings", "token_counts", b"token_counts", "truncated", b"truncated", "vectors", b"vectors", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -380,6 +405,7 @@ class TokenizeRequest(_message.Message):
     TRUNCATE_FIELD_NUMBER: _builtins.int
     PROMPT_NAME_FIELD_NUMBER: _builtins.int
     INCLUDE_STRINGS_FIELD_NUMBER: _builtins.int
+    ROUTING_KEY_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """As in EmbedRequest."""
     truncate: _builtins.bool
@@ -388,6 +414,8 @@ class TokenizeRequest(_message.Message):
     """As in EmbedRequest."""
     include_strings: _builtins.bool
     """Also return the tokens' strings. Default: ids only."""
+    routing_key: _builtins.str
+    """As in EmbedRequest."""
     @_builtins.property
     def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """As in EmbedRequest."""
@@ -400,10 +428,11 @@ class TokenizeRequest(_message.Message):
         truncate: _builtins.bool | None = ...,
         prompt_name: _builtins.str = ...,
         include_strings: _builtins.bool = ...,
+        routing_key: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_truncate", b"_truncate", "truncate", b"truncate"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_truncate", b"_truncate", "include_strings", b"include_strings", "model", b"model", "prompt_name", b"prompt_name", "texts", b"texts", "truncate", b"truncate"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_truncate", b"_truncate", "include_strings", b"include_strings", "model", b"model", "prompt_name", b"prompt_name", "routing_key", b"routing_key", "texts", b"texts", "truncate", b"truncate"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__truncate: _TypeAlias = _typing.Literal["truncate"]  # noqa: Y015
     _WhichOneofArgType__truncate: _TypeAlias = _typing.Literal["_truncate", b"_truncate"]  # noqa: Y015

@@ -10,6 +10,8 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from shoal.v1 import settings_pb2 as _settings_pb2
+from shoal.v1 import versions_pb2 as _versions_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -75,6 +77,126 @@ MODEL_KIND_TEXT_EMBEDDING: ModelKind.ValueType  # 1
 """Text to one vector."""
 Global___ModelKind: _TypeAlias = ModelKind  # noqa: Y015
 
+class _LoadReason:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LoadReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LoadReason.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LOAD_REASON_UNSPECIFIED: _LoadReason.ValueType  # 0
+    LOAD_REASON_REQUEST: _LoadReason.ValueType  # 1
+    """A request needed it."""
+    LOAD_REASON_ASKED: _LoadReason.ValueType  # 2
+    """Somebody called for it: LoadModel, or another call that loads."""
+    LOAD_REASON_START: _LoadReason.ValueType  # 3
+    """The server's settings name it."""
+
+class LoadReason(_LoadReason, metaclass=_LoadReasonEnumTypeWrapper):
+    """Why a model came into memory."""
+
+LOAD_REASON_UNSPECIFIED: LoadReason.ValueType  # 0
+LOAD_REASON_REQUEST: LoadReason.ValueType  # 1
+"""A request needed it."""
+LOAD_REASON_ASKED: LoadReason.ValueType  # 2
+"""Somebody called for it: LoadModel, or another call that loads."""
+LOAD_REASON_START: LoadReason.ValueType  # 3
+"""The server's settings name it."""
+Global___LoadReason: _TypeAlias = LoadReason  # noqa: Y015
+
+class _UnloadReason:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _UnloadReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UnloadReason.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    UNLOAD_REASON_UNSPECIFIED: _UnloadReason.ValueType  # 0
+    UNLOAD_REASON_EVICTED: _UnloadReason.ValueType  # 1
+    """To make room for others."""
+    UNLOAD_REASON_ASKED: _UnloadReason.ValueType  # 2
+    """Somebody called for it: UnloadModel, or another call that unloads."""
+    UNLOAD_REASON_IDLE: _UnloadReason.ValueType  # 3
+    """Nobody used it for as long as models are kept."""
+    UNLOAD_REASON_KEEP_ALIVE: _UnloadReason.ValueType  # 4
+    """Nobody used it for as long as EmbedRequest.keep_alive_s said."""
+    UNLOAD_REASON_PRESSURE: _UnloadReason.ValueType  # 5
+    """Memory was short on its device."""
+    UNLOAD_REASON_SHUTDOWN: _UnloadReason.ValueType  # 6
+    """The server stops."""
+
+class UnloadReason(_UnloadReason, metaclass=_UnloadReasonEnumTypeWrapper):
+    """Why a model left memory."""
+
+UNLOAD_REASON_UNSPECIFIED: UnloadReason.ValueType  # 0
+UNLOAD_REASON_EVICTED: UnloadReason.ValueType  # 1
+"""To make room for others."""
+UNLOAD_REASON_ASKED: UnloadReason.ValueType  # 2
+"""Somebody called for it: UnloadModel, or another call that unloads."""
+UNLOAD_REASON_IDLE: UnloadReason.ValueType  # 3
+"""Nobody used it for as long as models are kept."""
+UNLOAD_REASON_KEEP_ALIVE: UnloadReason.ValueType  # 4
+"""Nobody used it for as long as EmbedRequest.keep_alive_s said."""
+UNLOAD_REASON_PRESSURE: UnloadReason.ValueType  # 5
+"""Memory was short on its device."""
+UNLOAD_REASON_SHUTDOWN: UnloadReason.ValueType  # 6
+"""The server stops."""
+Global___UnloadReason: _TypeAlias = UnloadReason  # noqa: Y015
+
+class _EventKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    EVENT_KIND_UNSPECIFIED: _EventKind.ValueType  # 0
+    EVENT_KIND_MODEL_STATE_CHANGED: _EventKind.ValueType  # 1
+    EVENT_KIND_MODEL_LOADED: _EventKind.ValueType  # 2
+    EVENT_KIND_MODEL_UNLOADED: _EventKind.ValueType  # 3
+    EVENT_KIND_MODEL_LOAD_FAILED: _EventKind.ValueType  # 4
+    EVENT_KIND_PRESSURE_CHANGED: _EventKind.ValueType  # 5
+    EVENT_KIND_SETTINGS_CHANGED: _EventKind.ValueType  # 6
+    EVENT_KIND_NAME_SWITCHED: _EventKind.ValueType  # 20
+
+class EventKind(_EventKind, metaclass=_EventKindEnumTypeWrapper):
+    """Which events to send; each is named as its field in Event."""
+
+EVENT_KIND_UNSPECIFIED: EventKind.ValueType  # 0
+EVENT_KIND_MODEL_STATE_CHANGED: EventKind.ValueType  # 1
+EVENT_KIND_MODEL_LOADED: EventKind.ValueType  # 2
+EVENT_KIND_MODEL_UNLOADED: EventKind.ValueType  # 3
+EVENT_KIND_MODEL_LOAD_FAILED: EventKind.ValueType  # 4
+EVENT_KIND_PRESSURE_CHANGED: EventKind.ValueType  # 5
+EVENT_KIND_SETTINGS_CHANGED: EventKind.ValueType  # 6
+EVENT_KIND_NAME_SWITCHED: EventKind.ValueType  # 20
+Global___EventKind: _TypeAlias = EventKind  # noqa: Y015
+
+class _PressureLevel:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PressureLevelEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PressureLevel.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PRESSURE_LEVEL_UNSPECIFIED: _PressureLevel.ValueType  # 0
+    """Nobody looks: pressure_interval_s is 0, or the device does not tell."""
+    PRESSURE_LEVEL_NORMAL: _PressureLevel.ValueType  # 1
+    """Nothing is done."""
+    PRESSURE_LEVEL_ELEVATED: _PressureLevel.ValueType  # 2
+    """Models that nobody uses are released, the least recently used first."""
+    PRESSURE_LEVEL_CRITICAL: _PressureLevel.ValueType  # 3
+    """As elevated, and no model is loaded."""
+
+class PressureLevel(_PressureLevel, metaclass=_PressureLevelEnumTypeWrapper):
+    """How short memory is on a device."""
+
+PRESSURE_LEVEL_UNSPECIFIED: PressureLevel.ValueType  # 0
+"""Nobody looks: pressure_interval_s is 0, or the device does not tell."""
+PRESSURE_LEVEL_NORMAL: PressureLevel.ValueType  # 1
+"""Nothing is done."""
+PRESSURE_LEVEL_ELEVATED: PressureLevel.ValueType  # 2
+"""Models that nobody uses are released, the least recently used first."""
+PRESSURE_LEVEL_CRITICAL: PressureLevel.ValueType  # 3
+"""As elevated, and no model is loaded."""
+Global___PressureLevel: _TypeAlias = PressureLevel  # noqa: Y015
+
 class _Pooling:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -94,6 +216,34 @@ POOLING_MEAN: Pooling.ValueType  # 1
 POOLING_CLS: Pooling.ValueType  # 2
 POOLING_LAST_TOKEN: Pooling.ValueType  # 3
 Global___Pooling: _TypeAlias = Pooling  # noqa: Y015
+
+class _ModelOrder:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ModelOrderEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelOrder.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MODEL_ORDER_UNSPECIFIED: _ModelOrder.ValueType  # 0
+    """The same as MODEL_ORDER_NAME."""
+    MODEL_ORDER_NAME: _ModelOrder.ValueType  # 1
+    MODEL_ORDER_STATE: _ModelOrder.ValueType  # 2
+    """By the state's name in English."""
+    MODEL_ORDER_FILE_BYTES: _ModelOrder.ValueType  # 3
+    MODEL_ORDER_LAST_USED: _ModelOrder.ValueType  # 4
+    """Models that are not in memory count as used before all others."""
+
+class ModelOrder(_ModelOrder, metaclass=_ModelOrderEnumTypeWrapper):
+    """What models are listed by; the name decides between equals."""
+
+MODEL_ORDER_UNSPECIFIED: ModelOrder.ValueType  # 0
+"""The same as MODEL_ORDER_NAME."""
+MODEL_ORDER_NAME: ModelOrder.ValueType  # 1
+MODEL_ORDER_STATE: ModelOrder.ValueType  # 2
+"""By the state's name in English."""
+MODEL_ORDER_FILE_BYTES: ModelOrder.ValueType  # 3
+MODEL_ORDER_LAST_USED: ModelOrder.ValueType  # 4
+"""Models that are not in memory count as used before all others."""
+Global___ModelOrder: _TypeAlias = ModelOrder  # noqa: Y015
 
 @_typing.final
 class ModelInfo(_message.Message):
@@ -142,6 +292,12 @@ class ModelInfo(_message.Message):
     REFERENCE_COSINE_FIELD_NUMBER: _builtins.int
     IS_DEFAULT_FIELD_NUMBER: _builtins.int
     RESIDENCY_FIELD_NUMBER: _builtins.int
+    LAST_UNLOAD_REASON_FIELD_NUMBER: _builtins.int
+    LAST_UNLOADED_AT_FIELD_NUMBER: _builtins.int
+    SERVED_AS_FIELD_NUMBER: _builtins.int
+    PINNED_VERSION_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
+    DEPRECATION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its folder's name in the repository."""
     version: _builtins.str
@@ -181,6 +337,10 @@ class ModelInfo(_message.Message):
     """
     is_default: _builtins.bool
     """Whether a request that names no model gets this one."""
+    last_unload_reason: Global___UnloadReason.ValueType
+    """Why it left memory last; unspecified when it did not since the server started."""
+    pinned_version: _builtins.str
+    """The version that the bare name is pinned to (SetVersionPolicy); empty: it is not."""
     @_builtins.property
     def versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """All prepared versions, oldest first."""
@@ -196,6 +356,24 @@ class ModelInfo(_message.Message):
     @_builtins.property
     def residency(self) -> Global___Residency:
         """Set while the model is in memory."""
+
+    @_builtins.property
+    def last_unloaded_at(self) -> _timestamp_pb2.Timestamp:
+        """When that was; unset when it did not since the server started."""
+
+    @_builtins.property
+    def served_as(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Aliases that stand for this version, and the model's bare name where it was asked for
+        and means this version.
+        """
+
+    @_builtins.property
+    def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Of the model and of this version, sorted."""
+
+    @_builtins.property
+    def deprecation(self) -> _versions_pb2.Deprecation:
+        """Of this version, else of the model; unset when it is not deprecated."""
 
     def __init__(
         self,
@@ -221,10 +399,16 @@ class ModelInfo(_message.Message):
         reference_cosine: _builtins.float | None = ...,
         is_default: _builtins.bool = ...,
         residency: Global___Residency | None = ...,
+        last_unload_reason: Global___UnloadReason.ValueType = ...,
+        last_unloaded_at: _timestamp_pb2.Timestamp | None = ...,
+        served_as: _abc.Iterable[_builtins.str] | None = ...,
+        pinned_version: _builtins.str = ...,
+        tags: _abc.Iterable[_builtins.str] | None = ...,
+        deprecation: _versions_pb2.Deprecation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_reference_cosine", b"_reference_cosine", "reference_cosine", b"reference_cosine", "residency", b"residency"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_reference_cosine", b"_reference_cosine", "deprecation", b"deprecation", "last_unloaded_at", b"last_unloaded_at", "reference_cosine", b"reference_cosine", "residency", b"residency"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_reference_cosine", b"_reference_cosine", "default_prompt_name", b"default_prompt_name", "description", b"description", "dimensions", b"dimensions", "file_bytes", b"file_bytes", "is_default", b"is_default", "kind", b"kind", "license", b"license", "matryoshka_dimensions", b"matryoshka_dimensions", "max_tokens", b"max_tokens", "name", b"name", "normalized", b"normalized", "pooling", b"pooling", "precision", b"precision", "prompts", b"prompts", "reference_cosine", b"reference_cosine", "residency", b"residency", "source", b"source", "state", b"state", "state_reason", b"state_reason", "version", b"version", "versions", b"versions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_reference_cosine", b"_reference_cosine", "default_prompt_name", b"default_prompt_name", "deprecation", b"deprecation", "description", b"description", "dimensions", b"dimensions", "file_bytes", b"file_bytes", "is_default", b"is_default", "kind", b"kind", "last_unload_reason", b"last_unload_reason", "last_unloaded_at", b"last_unloaded_at", "license", b"license", "matryoshka_dimensions", b"matryoshka_dimensions", "max_tokens", b"max_tokens", "name", b"name", "normalized", b"normalized", "pinned_version", b"pinned_version", "pooling", b"pooling", "precision", b"precision", "prompts", b"prompts", "reference_cosine", b"reference_cosine", "residency", b"residency", "served_as", b"served_as", "source", b"source", "state", b"state", "state_reason", b"state_reason", "tags", b"tags", "version", b"version", "versions", b"versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__reference_cosine: _TypeAlias = _typing.Literal["reference_cosine"]  # noqa: Y015
     _WhichOneofArgType__reference_cosine: _TypeAlias = _typing.Literal["_reference_cosine", b"_reference_cosine"]  # noqa: Y015
@@ -246,16 +430,23 @@ class Residency(_message.Message):
     LOADED_AT_FIELD_NUMBER: _builtins.int
     LAST_USED_AT_FIELD_NUMBER: _builtins.int
     LOAD_DURATION_FIELD_NUMBER: _builtins.int
+    IDLE_LEFT_FIELD_NUMBER: _builtins.int
+    LOAD_REASON_FIELD_NUMBER: _builtins.int
+    USES_FIELD_NUMBER: _builtins.int
     device: _builtins.str
     """"cpu", "cuda:0", …"""
     memory_bytes: _builtins.int
     """Bytes counted against the device's budget."""
     pinned: _builtins.bool
-    """Whether it is never evicted to make room."""
+    """Whether it stays whatever happens: others that need room, idleness, short memory."""
     leases: _builtins.int
     """Requests that use it now."""
     waiting_items: _builtins.int
     """Inputs that wait for a batch."""
+    load_reason: Global___LoadReason.ValueType
+    """Why it was loaded."""
+    uses: _builtins.int
+    """Requests that used it since it was loaded."""
     @_builtins.property
     def loaded_at(self) -> _timestamp_pb2.Timestamp:
         """When it became ready."""
@@ -268,6 +459,12 @@ class Residency(_message.Message):
     def load_duration(self) -> _duration_pb2.Duration:
         """From the decision to load it, waiting for room included, to ready."""
 
+    @_builtins.property
+    def idle_left(self) -> _duration_pb2.Duration:
+        """Until it is released for being idle, if no request comes; the whole time while
+        one uses it. Unset: never.
+        """
+
     def __init__(
         self,
         *,
@@ -279,10 +476,13 @@ class Residency(_message.Message):
         loaded_at: _timestamp_pb2.Timestamp | None = ...,
         last_used_at: _timestamp_pb2.Timestamp | None = ...,
         load_duration: _duration_pb2.Duration | None = ...,
+        idle_left: _duration_pb2.Duration | None = ...,
+        load_reason: Global___LoadReason.ValueType = ...,
+        uses: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["last_used_at", b"last_used_at", "load_duration", b"load_duration", "loaded_at", b"loaded_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["idle_left", b"idle_left", "last_used_at", b"last_used_at", "load_duration", b"load_duration", "loaded_at", b"loaded_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "last_used_at", b"last_used_at", "leases", b"leases", "load_duration", b"load_duration", "loaded_at", b"loaded_at", "memory_bytes", b"memory_bytes", "pinned", b"pinned", "waiting_items", b"waiting_items"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "idle_left", b"idle_left", "last_used_at", b"last_used_at", "leases", b"leases", "load_duration", b"load_duration", "load_reason", b"load_reason", "loaded_at", b"loaded_at", "memory_bytes", b"memory_bytes", "pinned", b"pinned", "uses", b"uses", "waiting_items", b"waiting_items"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -292,12 +492,60 @@ Global___Residency: _TypeAlias = Residency  # noqa: Y015
 class ListModelsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    STATES_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    DIMENSIONS_FIELD_NUMBER: _builtins.int
+    ORDER_BY_FIELD_NUMBER: _builtins.int
+    DESCENDING_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    device: _builtins.str
+    """Only models in memory on this device: "cpu", "cuda:0", … Empty: all."""
+    text: _builtins.str
+    """Only models that have each of these words, divided by spaces, in their name,
+    description, source, licence or tags, in large or small letters. At most 256
+    characters.
+    """
+    kind: Global___ModelKind.ValueType
+    """Only models of this kind. Unspecified: of any."""
+    dimensions: _builtins.int
+    """Only models that give vectors of this size, whole or cut (Matryoshka). 0: of any."""
+    order_by: Global___ModelOrder.ValueType
+    """Default: by name."""
+    descending: _builtins.bool
+    """Default false: the least first."""
+    page_size: _builtins.int
+    """Models in one answer, at most 1000. Default: all that there are."""
+    page_token: _builtins.str
+    """next_page_token of the answer before, to the same request. Empty: the first page."""
+    @_builtins.property
+    def states(self) -> _containers.RepeatedScalarFieldContainer[Global___ModelState.ValueType]:
+        """Only models in one of these states. Empty: in any."""
+
+    @_builtins.property
+    def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only models that have all of these tags. At most 32."""
+
     def __init__(
         self,
+        *,
+        states: _abc.Iterable[Global___ModelState.ValueType] | None = ...,
+        device: _builtins.str = ...,
+        tags: _abc.Iterable[_builtins.str] | None = ...,
+        text: _builtins.str = ...,
+        kind: Global___ModelKind.ValueType = ...,
+        dimensions: _builtins.int = ...,
+        order_by: Global___ModelOrder.ValueType = ...,
+        descending: _builtins.bool = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["descending", b"descending", "device", b"device", "dimensions", b"dimensions", "kind", b"kind", "order_by", b"order_by", "page_size", b"page_size", "page_token", b"page_token", "states", b"states", "tags", b"tags", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -308,18 +556,26 @@ class ListModelsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     MODELS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """For the next page; empty: this is the last."""
+    total: _builtins.int
+    """Models on all pages."""
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelInfo]:
-        """By name."""
+        """In the order asked for."""
 
     def __init__(
         self,
         *,
         models: _abc.Iterable[Global___ModelInfo] | None = ...,
+        next_page_token: _builtins.str = ...,
+        total: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["models", b"models"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["models", b"models", "next_page_token", b"next_page_token", "total", b"total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -472,6 +728,435 @@ class UnloadModelResponse(_message.Message):
 Global___UnloadModelResponse: _TypeAlias = UnloadModelResponse  # noqa: Y015
 
 @_typing.final
+class PinModelRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    PIN_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """As in GetModelRequest."""
+    pin: _builtins.bool
+    """Default true. False: it may be released again."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        pin: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_pin", b"_pin", "pin", b"pin"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_pin", b"_pin", "model", b"model", "pin", b"pin"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__pin: _TypeAlias = _typing.Literal["pin"]  # noqa: Y015
+    _WhichOneofArgType__pin: _TypeAlias = _typing.Literal["_pin", b"_pin"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__pin) -> _WhichOneofReturnType__pin | None: ...
+
+Global___PinModelRequest: _TypeAlias = PinModelRequest  # noqa: Y015
+
+@_typing.final
+class PinModelResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def model(self) -> Global___ModelInfo:
+        """As it is then."""
+
+    def __init__(
+        self,
+        *,
+        model: Global___ModelInfo | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PinModelResponse: _TypeAlias = PinModelResponse  # noqa: Y015
+
+@_typing.final
+class WatchEventsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODELS_FIELD_NUMBER: _builtins.int
+    KINDS_FIELD_NUMBER: _builtins.int
+    AFTER_SEQUENCE_FIELD_NUMBER: _builtins.int
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    after_sequence: _builtins.int
+    """Begin with the event behind this number; 0: with the oldest that is kept. Unset:
+    with what happens from now on. OUT_OF_RANGE when the event behind it is no longer
+    kept, or this number was never given.
+    """
+    instance_id: _builtins.str
+    """Whose numbering after_sequence is of, as answers tell it. Where that is another
+    one than this server's now, because it started again, the stream begins with the
+    oldest event that is kept. Empty: this server's.
+    """
+    @_builtins.property
+    def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only events about these: "name" for every version, "name@version" for one; an
+        alias for its own switches only. At most 1,000. Empty: all events, also those that
+        are about no model.
+        """
+
+    @_builtins.property
+    def kinds(self) -> _containers.RepeatedScalarFieldContainer[Global___EventKind.ValueType]:
+        """Only these. Empty: all, also those that later servers add."""
+
+    def __init__(
+        self,
+        *,
+        models: _abc.Iterable[_builtins.str] | None = ...,
+        kinds: _abc.Iterable[Global___EventKind.ValueType] | None = ...,
+        after_sequence: _builtins.int | None = ...,
+        instance_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_after_sequence", b"_after_sequence", "after_sequence", b"after_sequence"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_after_sequence", b"_after_sequence", "after_sequence", b"after_sequence", "instance_id", b"instance_id", "kinds", b"kinds", "models", b"models"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__after_sequence: _TypeAlias = _typing.Literal["after_sequence"]  # noqa: Y015
+    _WhichOneofArgType__after_sequence: _TypeAlias = _typing.Literal["_after_sequence", b"_after_sequence"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__after_sequence) -> _WhichOneofReturnType__after_sequence | None: ...
+
+Global___WatchEventsRequest: _TypeAlias = WatchEventsRequest  # noqa: Y015
+
+@_typing.final
+class WatchEventsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENT_FIELD_NUMBER: _builtins.int
+    MARK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def event(self) -> Global___Event:
+        """Something happened."""
+
+    @_builtins.property
+    def mark(self) -> Global___EventMark:
+        """Nothing for this reader up to here. The first answer, and sent now and then
+        while all that happens is left out by the filters.
+        """
+
+    def __init__(
+        self,
+        *,
+        event: Global___Event | None = ...,
+        mark: Global___EventMark | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "event", b"event", "mark", b"mark"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "event", b"event", "mark", b"mark"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_answer: _TypeAlias = _typing.Literal["event", "mark"]  # noqa: Y015
+    _WhichOneofArgType_answer: _TypeAlias = _typing.Literal["answer", b"answer"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_answer) -> _WhichOneofReturnType_answer | None: ...
+
+Global___WatchEventsResponse: _TypeAlias = WatchEventsResponse  # noqa: Y015
+
+@_typing.final
+class EventMark(_message.Message):
+    """Up to where events were told."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    instance_id: _builtins.str
+    """As in Event."""
+    sequence: _builtins.int
+    """The last event that was told, or left out; what to resume after."""
+    def __init__(
+        self,
+        *,
+        instance_id: _builtins.str = ...,
+        sequence: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EventMark: _TypeAlias = EventMark  # noqa: Y015
+
+@_typing.final
+class Event(_message.Message):
+    """Something that happened."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    MODEL_STATE_CHANGED_FIELD_NUMBER: _builtins.int
+    MODEL_LOADED_FIELD_NUMBER: _builtins.int
+    MODEL_UNLOADED_FIELD_NUMBER: _builtins.int
+    MODEL_LOAD_FAILED_FIELD_NUMBER: _builtins.int
+    PRESSURE_CHANGED_FIELD_NUMBER: _builtins.int
+    SETTINGS_CHANGED_FIELD_NUMBER: _builtins.int
+    NAME_SWITCHED_FIELD_NUMBER: _builtins.int
+    instance_id: _builtins.str
+    """Of the numbering; another one after each start of the server."""
+    sequence: _builtins.int
+    """Counts the server's events from 1, without gaps."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When it was told."""
+
+    @_builtins.property
+    def model_state_changed(self) -> Global___ModelStateChanged:
+        """A model is in another state."""
+
+    @_builtins.property
+    def model_loaded(self) -> Global___ModelLoaded:
+        """A model came into memory."""
+
+    @_builtins.property
+    def model_unloaded(self) -> Global___ModelUnloaded:
+        """A model left memory."""
+
+    @_builtins.property
+    def model_load_failed(self) -> Global___ModelLoadFailed:
+        """A model could not be brought into memory."""
+
+    @_builtins.property
+    def pressure_changed(self) -> Global___PressureChanged:
+        """Memory is shorter than it was, or no longer short."""
+
+    @_builtins.property
+    def settings_changed(self) -> _settings_pb2.SettingsChanged:
+        """Settings were changed."""
+
+    @_builtins.property
+    def name_switched(self) -> _versions_pb2.NameSwitched:
+        """A name means other versions."""
+
+    def __init__(
+        self,
+        *,
+        instance_id: _builtins.str = ...,
+        sequence: _builtins.int = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        model_state_changed: Global___ModelStateChanged | None = ...,
+        model_loaded: Global___ModelLoaded | None = ...,
+        model_unloaded: Global___ModelUnloaded | None = ...,
+        model_load_failed: Global___ModelLoadFailed | None = ...,
+        pressure_changed: Global___PressureChanged | None = ...,
+        settings_changed: _settings_pb2.SettingsChanged | None = ...,
+        name_switched: _versions_pb2.NameSwitched | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "model_load_failed", b"model_load_failed", "model_loaded", b"model_loaded", "model_state_changed", b"model_state_changed", "model_unloaded", b"model_unloaded", "name_switched", b"name_switched", "pressure_changed", b"pressure_changed", "settings_changed", b"settings_changed", "time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "kind", b"kind", "model_load_failed", b"model_load_failed", "model_loaded", b"model_loaded", "model_state_changed", b"model_state_changed", "model_unloaded", b"model_unloaded", "name_switched", b"name_switched", "pressure_changed", b"pressure_changed", "sequence", b"sequence", "settings_changed", b"settings_changed", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["model_state_changed", "model_loaded", "model_unloaded", "model_load_failed", "pressure_changed", "settings_changed", "name_switched"]  # noqa: Y015
+    _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
+
+Global___Event: _TypeAlias = Event  # noqa: Y015
+
+@_typing.final
+class ModelStateChanged(_message.Message):
+    """A model is in another state than it was."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Its name."""
+    version: _builtins.str
+    """Its version."""
+    before: Global___ModelState.ValueType
+    """The state before; the one that the event before it ended with."""
+    after: Global___ModelState.ValueType
+    """The state now."""
+    reason: _builtins.str
+    """Why, in words; empty when there is nothing to say."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        version: _builtins.str = ...,
+        before: Global___ModelState.ValueType = ...,
+        after: Global___ModelState.ValueType = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before", "model", b"model", "reason", b"reason", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelStateChanged: _TypeAlias = ModelStateChanged  # noqa: Y015
+
+@_typing.final
+class ModelLoaded(_message.Message):
+    """A model came into memory and can serve."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    DURATION_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Its name."""
+    version: _builtins.str
+    """Its version."""
+    device: _builtins.str
+    """"cpu", "cuda:0", …"""
+    memory_bytes: _builtins.int
+    """Counted against the device's budget."""
+    reason: Global___LoadReason.ValueType
+    """Why it was loaded."""
+    @_builtins.property
+    def duration(self) -> _duration_pb2.Duration:
+        """From the decision to load it, waiting for room included."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        version: _builtins.str = ...,
+        device: _builtins.str = ...,
+        memory_bytes: _builtins.int = ...,
+        duration: _duration_pb2.Duration | None = ...,
+        reason: Global___LoadReason.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "duration", b"duration", "memory_bytes", b"memory_bytes", "model", b"model", "reason", b"reason", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelLoaded: _TypeAlias = ModelLoaded  # noqa: Y015
+
+@_typing.final
+class ModelUnloaded(_message.Message):
+    """A model left memory."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    MADE_ROOM_FOR_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Its name."""
+    version: _builtins.str
+    """Its version."""
+    reason: Global___UnloadReason.ValueType
+    """Why it left."""
+    made_room_for: _builtins.str
+    """Of an eviction: "name@version" of the model that needed the room; empty where no
+    single one did.
+    """
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        version: _builtins.str = ...,
+        reason: Global___UnloadReason.ValueType = ...,
+        made_room_for: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["made_room_for", b"made_room_for", "model", b"model", "reason", b"reason", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelUnloaded: _TypeAlias = ModelUnloaded  # noqa: Y015
+
+@_typing.final
+class PressureChanged(_message.Message):
+    """Memory of a device is shorter than it was, or no longer short. About no model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    MEMORY_USE_FIELD_NUMBER: _builtins.int
+    device: _builtins.str
+    """"cpu", "cuda:0", …"""
+    before: Global___PressureLevel.ValueType
+    """The level before."""
+    after: Global___PressureLevel.ValueType
+    """The level now."""
+    memory_use: _builtins.float
+    """Share of the device's memory that is in use, in [0, 1]."""
+    def __init__(
+        self,
+        *,
+        device: _builtins.str = ...,
+        before: Global___PressureLevel.ValueType = ...,
+        after: Global___PressureLevel.ValueType = ...,
+        memory_use: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before", "device", b"device", "memory_use", b"memory_use"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PressureChanged: _TypeAlias = PressureChanged  # noqa: Y015
+
+@_typing.final
+class ModelLoadFailed(_message.Message):
+    """A model could not be brought into memory."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    DURATION_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    LOAD_REASON_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Its name."""
+    version: _builtins.str
+    """Its version."""
+    device: _builtins.str
+    """Where it was to be loaded."""
+    reason: _builtins.str
+    """As in ErrorInfo: "MODEL_FILE_CORRUPT", "MODEL_OUT_OF_MEMORY", …"""
+    message: _builtins.str
+    """What went wrong, in words."""
+    load_reason: Global___LoadReason.ValueType
+    """Why it was to be loaded."""
+    @_builtins.property
+    def duration(self) -> _duration_pb2.Duration:
+        """Until it failed."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        version: _builtins.str = ...,
+        device: _builtins.str = ...,
+        duration: _duration_pb2.Duration | None = ...,
+        reason: _builtins.str = ...,
+        message: _builtins.str = ...,
+        load_reason: Global___LoadReason.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "duration", b"duration", "load_reason", b"load_reason", "message", b"message", "model", b"model", "reason", b"reason", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelLoadFailed: _TypeAlias = ModelLoadFailed  # noqa: Y015
+
+@_typing.final
 class GetServerInfoRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -501,6 +1186,9 @@ class GetServerInfoResponse(_message.Message):
     REQUESTS_IN_FLIGHT_FIELD_NUMBER: _builtins.int
     ITEMS_IN_FLIGHT_FIELD_NUMBER: _builtins.int
     BYTES_IN_FLIGHT_FIELD_NUMBER: _builtins.int
+    STATE_PROBLEM_FIELD_NUMBER: _builtins.int
+    RESIDENTS_FIELD_NUMBER: _builtins.int
+    DEPARTURES_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Of shoal-server."""
     runtime_version: _builtins.str
@@ -515,6 +1203,10 @@ class GetServerInfoResponse(_message.Message):
     """Inputs admitted and not yet answered."""
     bytes_in_flight: _builtins.int
     """Bytes of the requests admitted and not yet answered."""
+    state_problem: _builtins.str
+    """Why changes of aliases, pins, tags and deprecations are kept in memory only, and
+    lost when the server ends; empty: they are on disk when they are answered.
+    """
     @_builtins.property
     def runtime_providers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Execution providers that the runtime offers."""
@@ -531,6 +1223,18 @@ class GetServerInfoResponse(_message.Message):
     def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeviceInfo]:
         """The CPU first, then the GPUs."""
 
+    @_builtins.property
+    def residents(self) -> _containers.RepeatedCompositeFieldContainer[Global___ResidentModel]:
+        """Every version of every model in memory, coming in or going out; the least
+        recently used first, which is the order in which they go.
+        """
+
+    @_builtins.property
+    def departures(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelDeparture]:
+        """The last time each version left memory that is not there now; the last one first.
+        At most 100.
+        """
+
     def __init__(
         self,
         *,
@@ -545,14 +1249,95 @@ class GetServerInfoResponse(_message.Message):
         requests_in_flight: _builtins.int = ...,
         items_in_flight: _builtins.int = ...,
         bytes_in_flight: _builtins.int = ...,
+        state_problem: _builtins.str = ...,
+        residents: _abc.Iterable[Global___ResidentModel] | None = ...,
+        departures: _abc.Iterable[Global___ModelDeparture] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_in_flight", b"bytes_in_flight", "default_model", b"default_model", "devices", b"devices", "draining", b"draining", "items_in_flight", b"items_in_flight", "limits", b"limits", "requests_in_flight", b"requests_in_flight", "runtime_providers", b"runtime_providers", "runtime_version", b"runtime_version", "started_at", b"started_at", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_in_flight", b"bytes_in_flight", "default_model", b"default_model", "departures", b"departures", "devices", b"devices", "draining", b"draining", "items_in_flight", b"items_in_flight", "limits", b"limits", "requests_in_flight", b"requests_in_flight", "residents", b"residents", "runtime_providers", b"runtime_providers", "runtime_version", b"runtime_version", "started_at", b"started_at", "state_problem", b"state_problem", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetServerInfoResponse: _TypeAlias = GetServerInfoResponse  # noqa: Y015
+
+@_typing.final
+class ResidentModel(_message.Message):
+    """A version of a model that is in memory, coming in or going out."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    RESIDENCY_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Its name."""
+    version: _builtins.str
+    """Its version."""
+    state: Global___ModelState.ValueType
+    """Loading, ready or unloading."""
+    @_builtins.property
+    def residency(self) -> Global___Residency:
+        """What it takes and how it is used; while it is loading, what is known of it."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        version: _builtins.str = ...,
+        state: Global___ModelState.ValueType = ...,
+        residency: Global___Residency | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["residency", b"residency"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "residency", b"residency", "state", b"state", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResidentModel: _TypeAlias = ResidentModel  # noqa: Y015
+
+@_typing.final
+class ModelDeparture(_message.Message):
+    """When and why a version of a model left memory."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    MADE_ROOM_FOR_FIELD_NUMBER: _builtins.int
+    AT_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Its name."""
+    version: _builtins.str
+    """Its version."""
+    reason: Global___UnloadReason.ValueType
+    """Why it left."""
+    made_room_for: _builtins.str
+    """Of an eviction: "name@version" of the model that needed the room; empty where no
+    single one did.
+    """
+    @_builtins.property
+    def at(self) -> _timestamp_pb2.Timestamp:
+        """When its memory was free."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        version: _builtins.str = ...,
+        reason: Global___UnloadReason.ValueType = ...,
+        made_room_for: _builtins.str = ...,
+        at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "made_room_for", b"made_room_for", "model", b"model", "reason", b"reason", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelDeparture: _TypeAlias = ModelDeparture  # noqa: Y015
 
 @_typing.final
 class Limits(_message.Message):
@@ -623,6 +1408,8 @@ class DeviceInfo(_message.Message):
     MEMORY_BUDGET_BYTES_FIELD_NUMBER: _builtins.int
     MEMORY_TOTAL_BYTES_FIELD_NUMBER: _builtins.int
     MEMORY_FREE_BYTES_FIELD_NUMBER: _builtins.int
+    PRESSURE_FIELD_NUMBER: _builtins.int
+    MEMORY_USE_FIELD_NUMBER: _builtins.int
     device: _builtins.str
     """"cpu", "cuda:0", …"""
     slots: _builtins.int
@@ -641,6 +1428,12 @@ class DeviceInfo(_message.Message):
     """Of the device; 0 when unknown."""
     memory_free_bytes: _builtins.int
     """Of the device, now; 0 when unknown."""
+    pressure: Global___PressureLevel.ValueType
+    """How short its memory is, by the settings pressure_*."""
+    memory_use: _builtins.float
+    """Share of its memory that was in use when the server looked last, in [0, 1]: of
+    the tightest of the limits that hold for the server. Unset while nobody looks.
+    """
     def __init__(
         self,
         *,
@@ -653,11 +1446,15 @@ class DeviceInfo(_message.Message):
         memory_budget_bytes: _builtins.int = ...,
         memory_total_bytes: _builtins.int = ...,
         memory_free_bytes: _builtins.int = ...,
+        pressure: Global___PressureLevel.ValueType = ...,
+        memory_use: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_memory_use", b"_memory_use", "memory_use", b"memory_use"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "max_resident_models", b"max_resident_models", "memory_budget_bytes", b"memory_budget_bytes", "memory_free_bytes", b"memory_free_bytes", "memory_total_bytes", b"memory_total_bytes", "resident_bytes", b"resident_bytes", "resident_models", b"resident_models", "slots", b"slots", "threads_per_slot", b"threads_per_slot"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_memory_use", b"_memory_use", "device", b"device", "max_resident_models", b"max_resident_models", "memory_budget_bytes", b"memory_budget_bytes", "memory_free_bytes", b"memory_free_bytes", "memory_total_bytes", b"memory_total_bytes", "memory_use", b"memory_use", "pressure", b"pressure", "resident_bytes", b"resident_bytes", "resident_models", b"resident_models", "slots", b"slots", "threads_per_slot", b"threads_per_slot"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__memory_use: _TypeAlias = _typing.Literal["memory_use"]  # noqa: Y015
+    _WhichOneofArgType__memory_use: _TypeAlias = _typing.Literal["_memory_use", b"_memory_use"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_use) -> _WhichOneofReturnType__memory_use | None: ...
 
 Global___DeviceInfo: _TypeAlias = DeviceInfo  # noqa: Y015

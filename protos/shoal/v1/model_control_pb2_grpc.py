@@ -4,6 +4,9 @@ import grpc
 import warnings
 
 from shoal.v1 import model_control_pb2 as shoal_dot_v1_dot_model__control__pb2
+from shoal.v1 import settings_pb2 as shoal_dot_v1_dot_settings__pb2
+from shoal.v1 import statistics_pb2 as shoal_dot_v1_dot_statistics__pb2
+from shoal.v1 import versions_pb2 as shoal_dot_v1_dot_versions__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -55,6 +58,66 @@ class ModelControlServiceStub:
                 request_serializer=shoal_dot_v1_dot_model__control__pb2.UnloadModelRequest.SerializeToString,
                 response_deserializer=shoal_dot_v1_dot_model__control__pb2.UnloadModelResponse.FromString,
                 _registered_method=True)
+        self.PinModel = channel.unary_unary(
+                '/shoal.v1.ModelControlService/PinModel',
+                request_serializer=shoal_dot_v1_dot_model__control__pb2.PinModelRequest.SerializeToString,
+                response_deserializer=shoal_dot_v1_dot_model__control__pb2.PinModelResponse.FromString,
+                _registered_method=True)
+        self.WatchEvents = channel.unary_stream(
+                '/shoal.v1.ModelControlService/WatchEvents',
+                request_serializer=shoal_dot_v1_dot_model__control__pb2.WatchEventsRequest.SerializeToString,
+                response_deserializer=shoal_dot_v1_dot_model__control__pb2.WatchEventsResponse.FromString,
+                _registered_method=True)
+        self.SwitchModel = channel.unary_unary(
+                '/shoal.v1.ModelControlService/SwitchModel',
+                request_serializer=shoal_dot_v1_dot_versions__pb2.SwitchModelRequest.SerializeToString,
+                response_deserializer=shoal_dot_v1_dot_versions__pb2.SwitchModelResponse.FromString,
+                _registered_method=True)
+        self.RollbackModel = channel.unary_unary(
+                '/shoal.v1.ModelControlService/RollbackModel',
+                request_serializer=shoal_dot_v1_dot_versions__pb2.RollbackModelRequest.SerializeToString,
+                response_deserializer=shoal_dot_v1_dot_versions__pb2.RollbackModelResponse.FromString,
+                _registered_method=True)
+        self.DeleteAlias = channel.unary_unary(
+                '/shoal.v1.ModelControlService/DeleteAlias',
+                request_serializer=shoal_dot_v1_dot_versions__pb2.DeleteAliasRequest.SerializeToString,
+                response_deserializer=shoal_dot_v1_dot_versions__pb2.DeleteAliasResponse.FromString,
+                _registered_method=True)
+        self.ListAliases = channel.unary_unary(
+                '/shoal.v1.ModelControlService/ListAliases',
+                request_serializer=shoal_dot_v1_dot_versions__pb2.ListAliasesRequest.SerializeToString,
+                response_deserializer=shoal_dot_v1_dot_versions__pb2.ListAliasesResponse.FromString,
+                _registered_method=True)
+        self.SetVersionPolicy = channel.unary_unary(
+                '/shoal.v1.ModelControlService/SetVersionPolicy',
+                request_serializer=shoal_dot_v1_dot_versions__pb2.SetVersionPolicyRequest.SerializeToString,
+                response_deserializer=shoal_dot_v1_dot_versions__pb2.SetVersionPolicyResponse.FromString,
+                _registered_method=True)
+        self.GetStatistics = channel.unary_unary(
+                '/shoal.v1.ModelControlService/GetStatistics',
+                request_serializer=shoal_dot_v1_dot_statistics__pb2.GetStatisticsRequest.SerializeToString,
+                response_deserializer=shoal_dot_v1_dot_statistics__pb2.GetStatisticsResponse.FromString,
+                _registered_method=True)
+        self.DiscoverModels = channel.unary_unary(
+                '/shoal.v1.ModelControlService/DiscoverModels',
+                request_serializer=shoal_dot_v1_dot_versions__pb2.DiscoverModelsRequest.SerializeToString,
+                response_deserializer=shoal_dot_v1_dot_versions__pb2.DiscoverModelsResponse.FromString,
+                _registered_method=True)
+        self.UpdateTags = channel.unary_unary(
+                '/shoal.v1.ModelControlService/UpdateTags',
+                request_serializer=shoal_dot_v1_dot_versions__pb2.UpdateTagsRequest.SerializeToString,
+                response_deserializer=shoal_dot_v1_dot_versions__pb2.UpdateTagsResponse.FromString,
+                _registered_method=True)
+        self.DeprecateModel = channel.unary_unary(
+                '/shoal.v1.ModelControlService/DeprecateModel',
+                request_serializer=shoal_dot_v1_dot_versions__pb2.DeprecateModelRequest.SerializeToString,
+                response_deserializer=shoal_dot_v1_dot_versions__pb2.DeprecateModelResponse.FromString,
+                _registered_method=True)
+        self.UpdateSettings = channel.unary_unary(
+                '/shoal.v1.ModelControlService/UpdateSettings',
+                request_serializer=shoal_dot_v1_dot_settings__pb2.UpdateSettingsRequest.SerializeToString,
+                response_deserializer=shoal_dot_v1_dot_settings__pb2.UpdateSettingsResponse.FromString,
+                _registered_method=True)
         self.GetServerInfo = channel.unary_unary(
                 '/shoal.v1.ModelControlService/GetServerInfo',
                 request_serializer=shoal_dot_v1_dot_model__control__pb2.GetServerInfoRequest.SerializeToString,
@@ -96,6 +159,108 @@ class ModelControlServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PinModel(self, request, context):
+        """Keeps a model that is in memory there, or lets it go again when room is needed
+        or nobody uses it. Loads nothing: FAILED_PRECONDITION for a model that is not in
+        memory and is to be pinned. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchEvents(self, request, context):
+        """What happens to the models and to the server, as it happens: an answer for each
+        event, in order, without end. The first answer is a mark: from then on nothing is
+        missed. The last events are kept (the server's event_history, default 10,000), so
+        that one can look back, or go on after a broken connection. A reader who is so
+        slow that what it wants next is no longer kept is cut off with OUT_OF_RANGE and
+        the reason EVENTS_OUT_OF_RANGE; metadata `resume_after` and `instance_id` say
+        where to go on. UNAVAILABLE when the server shuts down.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SwitchModel(self, request, context):
+        """Lets an alias stand for other versions, or makes it. They are loaded and warmed
+        first; then, from one request to the next, the alias means them. Requests in flight
+        finish on the old ones. Where one can not be loaded, everything stays as it was. The
+        answer comes when the change is on disk.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RollbackModel(self, request, context):
+        """Lets an alias stand for what it stood for before, as SwitchModel would.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteAlias(self, request, context):
+        """Forgets an alias and its history. What it stood for stays in memory.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAliases(self, request, context):
+        """Every alias with its history, by name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetVersionPolicy(self, request, context):
+        """Which version a model's bare name means; "name@version" means that one always. When
+        the name is served from memory, the new version is loaded first, as in SwitchModel.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetStatistics(self, request, context):
+        """What models and callers asked for and what it took, in the last minute or so and
+        since the start. NOT_FOUND when the repository has no model of that name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DiscoverModels(self, request, context):
+        """Reads the whole repository anew and tells what is new, gone and changed. Names that
+        are not served from memory mean what is there now; those that are stay until
+        LoadModel, so that no request waits for a load.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateTags(self, request, context):
+        """Gives a model, or one version, tags and takes others away; ListModels filters by them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeprecateModel(self, request, context):
+        """Says that a model, or one version, should not be used any longer, or takes that back.
+        It is served as before; its answers say so (EmbedResponse.deprecation, and the
+        trailing metadata `shoal-deprecated`), and the log does now and then. From
+        refuse_after on requests for it fail with FAILED_PRECONDITION.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateSettings(self, request, context):
+        """Changes settings while the server runs, and tells all of them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetServerInfo(self, request, context):
         """Version, limits, devices and memory of this server.
         """
@@ -125,6 +290,66 @@ def add_ModelControlServiceServicer_to_server(servicer, server):
                     servicer.UnloadModel,
                     request_deserializer=shoal_dot_v1_dot_model__control__pb2.UnloadModelRequest.FromString,
                     response_serializer=shoal_dot_v1_dot_model__control__pb2.UnloadModelResponse.SerializeToString,
+            ),
+            'PinModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.PinModel,
+                    request_deserializer=shoal_dot_v1_dot_model__control__pb2.PinModelRequest.FromString,
+                    response_serializer=shoal_dot_v1_dot_model__control__pb2.PinModelResponse.SerializeToString,
+            ),
+            'WatchEvents': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchEvents,
+                    request_deserializer=shoal_dot_v1_dot_model__control__pb2.WatchEventsRequest.FromString,
+                    response_serializer=shoal_dot_v1_dot_model__control__pb2.WatchEventsResponse.SerializeToString,
+            ),
+            'SwitchModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.SwitchModel,
+                    request_deserializer=shoal_dot_v1_dot_versions__pb2.SwitchModelRequest.FromString,
+                    response_serializer=shoal_dot_v1_dot_versions__pb2.SwitchModelResponse.SerializeToString,
+            ),
+            'RollbackModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.RollbackModel,
+                    request_deserializer=shoal_dot_v1_dot_versions__pb2.RollbackModelRequest.FromString,
+                    response_serializer=shoal_dot_v1_dot_versions__pb2.RollbackModelResponse.SerializeToString,
+            ),
+            'DeleteAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteAlias,
+                    request_deserializer=shoal_dot_v1_dot_versions__pb2.DeleteAliasRequest.FromString,
+                    response_serializer=shoal_dot_v1_dot_versions__pb2.DeleteAliasResponse.SerializeToString,
+            ),
+            'ListAliases': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAliases,
+                    request_deserializer=shoal_dot_v1_dot_versions__pb2.ListAliasesRequest.FromString,
+                    response_serializer=shoal_dot_v1_dot_versions__pb2.ListAliasesResponse.SerializeToString,
+            ),
+            'SetVersionPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetVersionPolicy,
+                    request_deserializer=shoal_dot_v1_dot_versions__pb2.SetVersionPolicyRequest.FromString,
+                    response_serializer=shoal_dot_v1_dot_versions__pb2.SetVersionPolicyResponse.SerializeToString,
+            ),
+            'GetStatistics': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetStatistics,
+                    request_deserializer=shoal_dot_v1_dot_statistics__pb2.GetStatisticsRequest.FromString,
+                    response_serializer=shoal_dot_v1_dot_statistics__pb2.GetStatisticsResponse.SerializeToString,
+            ),
+            'DiscoverModels': grpc.unary_unary_rpc_method_handler(
+                    servicer.DiscoverModels,
+                    request_deserializer=shoal_dot_v1_dot_versions__pb2.DiscoverModelsRequest.FromString,
+                    response_serializer=shoal_dot_v1_dot_versions__pb2.DiscoverModelsResponse.SerializeToString,
+            ),
+            'UpdateTags': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateTags,
+                    request_deserializer=shoal_dot_v1_dot_versions__pb2.UpdateTagsRequest.FromString,
+                    response_serializer=shoal_dot_v1_dot_versions__pb2.UpdateTagsResponse.SerializeToString,
+            ),
+            'DeprecateModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeprecateModel,
+                    request_deserializer=shoal_dot_v1_dot_versions__pb2.DeprecateModelRequest.FromString,
+                    response_serializer=shoal_dot_v1_dot_versions__pb2.DeprecateModelResponse.SerializeToString,
+            ),
+            'UpdateSettings': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateSettings,
+                    request_deserializer=shoal_dot_v1_dot_settings__pb2.UpdateSettingsRequest.FromString,
+                    response_serializer=shoal_dot_v1_dot_settings__pb2.UpdateSettingsResponse.SerializeToString,
             ),
             'GetServerInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetServerInfo,
@@ -241,6 +466,330 @@ class ModelControlService:
             '/shoal.v1.ModelControlService/UnloadModel',
             shoal_dot_v1_dot_model__control__pb2.UnloadModelRequest.SerializeToString,
             shoal_dot_v1_dot_model__control__pb2.UnloadModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PinModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.v1.ModelControlService/PinModel',
+            shoal_dot_v1_dot_model__control__pb2.PinModelRequest.SerializeToString,
+            shoal_dot_v1_dot_model__control__pb2.PinModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/shoal.v1.ModelControlService/WatchEvents',
+            shoal_dot_v1_dot_model__control__pb2.WatchEventsRequest.SerializeToString,
+            shoal_dot_v1_dot_model__control__pb2.WatchEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SwitchModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.v1.ModelControlService/SwitchModel',
+            shoal_dot_v1_dot_versions__pb2.SwitchModelRequest.SerializeToString,
+            shoal_dot_v1_dot_versions__pb2.SwitchModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RollbackModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.v1.ModelControlService/RollbackModel',
+            shoal_dot_v1_dot_versions__pb2.RollbackModelRequest.SerializeToString,
+            shoal_dot_v1_dot_versions__pb2.RollbackModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.v1.ModelControlService/DeleteAlias',
+            shoal_dot_v1_dot_versions__pb2.DeleteAliasRequest.SerializeToString,
+            shoal_dot_v1_dot_versions__pb2.DeleteAliasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAliases(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.v1.ModelControlService/ListAliases',
+            shoal_dot_v1_dot_versions__pb2.ListAliasesRequest.SerializeToString,
+            shoal_dot_v1_dot_versions__pb2.ListAliasesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetVersionPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.v1.ModelControlService/SetVersionPolicy',
+            shoal_dot_v1_dot_versions__pb2.SetVersionPolicyRequest.SerializeToString,
+            shoal_dot_v1_dot_versions__pb2.SetVersionPolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetStatistics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.v1.ModelControlService/GetStatistics',
+            shoal_dot_v1_dot_statistics__pb2.GetStatisticsRequest.SerializeToString,
+            shoal_dot_v1_dot_statistics__pb2.GetStatisticsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DiscoverModels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.v1.ModelControlService/DiscoverModels',
+            shoal_dot_v1_dot_versions__pb2.DiscoverModelsRequest.SerializeToString,
+            shoal_dot_v1_dot_versions__pb2.DiscoverModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateTags(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.v1.ModelControlService/UpdateTags',
+            shoal_dot_v1_dot_versions__pb2.UpdateTagsRequest.SerializeToString,
+            shoal_dot_v1_dot_versions__pb2.UpdateTagsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeprecateModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.v1.ModelControlService/DeprecateModel',
+            shoal_dot_v1_dot_versions__pb2.DeprecateModelRequest.SerializeToString,
+            shoal_dot_v1_dot_versions__pb2.DeprecateModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateSettings(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.v1.ModelControlService/UpdateSettings',
+            shoal_dot_v1_dot_settings__pb2.UpdateSettingsRequest.SerializeToString,
+            shoal_dot_v1_dot_settings__pb2.UpdateSettingsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -6,6 +6,9 @@ ModelControlService shows and steers what the server holds in memory."""
 from collections import abc as _abc
 from grpc import aio as _aio
 from shoal.v1 import model_control_pb2 as _model_control_pb2
+from shoal.v1 import settings_pb2 as _settings_pb2
+from shoal.v1 import statistics_pb2 as _statistics_pb2
+from shoal.v1 import versions_pb2 as _versions_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys
@@ -45,6 +48,55 @@ class ModelControlServiceStub:
     """Takes a model out of memory and answers when the memory is free.
     Idempotent: a model that is not in memory is already unloaded.
     """
+    PinModel: _grpc.UnaryUnaryMultiCallable[_model_control_pb2.PinModelRequest, _model_control_pb2.PinModelResponse]
+    """Keeps a model that is in memory there, or lets it go again when room is needed
+    or nobody uses it. Loads nothing: FAILED_PRECONDITION for a model that is not in
+    memory and is to be pinned. Idempotent.
+    """
+    WatchEvents: _grpc.UnaryStreamMultiCallable[_model_control_pb2.WatchEventsRequest, _model_control_pb2.WatchEventsResponse]
+    """What happens to the models and to the server, as it happens: an answer for each
+    event, in order, without end. The first answer is a mark: from then on nothing is
+    missed. The last events are kept (the server's event_history, default 10,000), so
+    that one can look back, or go on after a broken connection. A reader who is so
+    slow that what it wants next is no longer kept is cut off with OUT_OF_RANGE and
+    the reason EVENTS_OUT_OF_RANGE; metadata `resume_after` and `instance_id` say
+    where to go on. UNAVAILABLE when the server shuts down.
+    """
+    SwitchModel: _grpc.UnaryUnaryMultiCallable[_versions_pb2.SwitchModelRequest, _versions_pb2.SwitchModelResponse]
+    """Lets an alias stand for other versions, or makes it. They are loaded and warmed
+    first; then, from one request to the next, the alias means them. Requests in flight
+    finish on the old ones. Where one can not be loaded, everything stays as it was. The
+    answer comes when the change is on disk.
+    """
+    RollbackModel: _grpc.UnaryUnaryMultiCallable[_versions_pb2.RollbackModelRequest, _versions_pb2.RollbackModelResponse]
+    """Lets an alias stand for what it stood for before, as SwitchModel would."""
+    DeleteAlias: _grpc.UnaryUnaryMultiCallable[_versions_pb2.DeleteAliasRequest, _versions_pb2.DeleteAliasResponse]
+    """Forgets an alias and its history. What it stood for stays in memory."""
+    ListAliases: _grpc.UnaryUnaryMultiCallable[_versions_pb2.ListAliasesRequest, _versions_pb2.ListAliasesResponse]
+    """Every alias with its history, by name."""
+    SetVersionPolicy: _grpc.UnaryUnaryMultiCallable[_versions_pb2.SetVersionPolicyRequest, _versions_pb2.SetVersionPolicyResponse]
+    """Which version a model's bare name means; "name@version" means that one always. When
+    the name is served from memory, the new version is loaded first, as in SwitchModel.
+    """
+    GetStatistics: _grpc.UnaryUnaryMultiCallable[_statistics_pb2.GetStatisticsRequest, _statistics_pb2.GetStatisticsResponse]
+    """What models and callers asked for and what it took, in the last minute or so and
+    since the start. NOT_FOUND when the repository has no model of that name.
+    """
+    DiscoverModels: _grpc.UnaryUnaryMultiCallable[_versions_pb2.DiscoverModelsRequest, _versions_pb2.DiscoverModelsResponse]
+    """Reads the whole repository anew and tells what is new, gone and changed. Names that
+    are not served from memory mean what is there now; those that are stay until
+    LoadModel, so that no request waits for a load.
+    """
+    UpdateTags: _grpc.UnaryUnaryMultiCallable[_versions_pb2.UpdateTagsRequest, _versions_pb2.UpdateTagsResponse]
+    """Gives a model, or one version, tags and takes others away; ListModels filters by them."""
+    DeprecateModel: _grpc.UnaryUnaryMultiCallable[_versions_pb2.DeprecateModelRequest, _versions_pb2.DeprecateModelResponse]
+    """Says that a model, or one version, should not be used any longer, or takes that back.
+    It is served as before; its answers say so (EmbedResponse.deprecation, and the
+    trailing metadata `shoal-deprecated`), and the log does now and then. From
+    refuse_after on requests for it fail with FAILED_PRECONDITION.
+    """
+    UpdateSettings: _grpc.UnaryUnaryMultiCallable[_settings_pb2.UpdateSettingsRequest, _settings_pb2.UpdateSettingsResponse]
+    """Changes settings while the server runs, and tells all of them."""
     GetServerInfo: _grpc.UnaryUnaryMultiCallable[_model_control_pb2.GetServerInfoRequest, _model_control_pb2.GetServerInfoResponse]
     """Version, limits, devices and memory of this server."""
 
@@ -65,6 +117,55 @@ class ModelControlServiceAsyncStub(ModelControlServiceStub):
     """Takes a model out of memory and answers when the memory is free.
     Idempotent: a model that is not in memory is already unloaded.
     """
+    PinModel: _aio.UnaryUnaryMultiCallable[_model_control_pb2.PinModelRequest, _model_control_pb2.PinModelResponse]  # type: ignore[assignment]
+    """Keeps a model that is in memory there, or lets it go again when room is needed
+    or nobody uses it. Loads nothing: FAILED_PRECONDITION for a model that is not in
+    memory and is to be pinned. Idempotent.
+    """
+    WatchEvents: _aio.UnaryStreamMultiCallable[_model_control_pb2.WatchEventsRequest, _model_control_pb2.WatchEventsResponse]  # type: ignore[assignment]
+    """What happens to the models and to the server, as it happens: an answer for each
+    event, in order, without end. The first answer is a mark: from then on nothing is
+    missed. The last events are kept (the server's event_history, default 10,000), so
+    that one can look back, or go on after a broken connection. A reader who is so
+    slow that what it wants next is no longer kept is cut off with OUT_OF_RANGE and
+    the reason EVENTS_OUT_OF_RANGE; metadata `resume_after` and `instance_id` say
+    where to go on. UNAVAILABLE when the server shuts down.
+    """
+    SwitchModel: _aio.UnaryUnaryMultiCallable[_versions_pb2.SwitchModelRequest, _versions_pb2.SwitchModelResponse]  # type: ignore[assignment]
+    """Lets an alias stand for other versions, or makes it. They are loaded and warmed
+    first; then, from one request to the next, the alias means them. Requests in flight
+    finish on the old ones. Where one can not be loaded, everything stays as it was. The
+    answer comes when the change is on disk.
+    """
+    RollbackModel: _aio.UnaryUnaryMultiCallable[_versions_pb2.RollbackModelRequest, _versions_pb2.RollbackModelResponse]  # type: ignore[assignment]
+    """Lets an alias stand for what it stood for before, as SwitchModel would."""
+    DeleteAlias: _aio.UnaryUnaryMultiCallable[_versions_pb2.DeleteAliasRequest, _versions_pb2.DeleteAliasResponse]  # type: ignore[assignment]
+    """Forgets an alias and its history. What it stood for stays in memory."""
+    ListAliases: _aio.UnaryUnaryMultiCallable[_versions_pb2.ListAliasesRequest, _versions_pb2.ListAliasesResponse]  # type: ignore[assignment]
+    """Every alias with its history, by name."""
+    SetVersionPolicy: _aio.UnaryUnaryMultiCallable[_versions_pb2.SetVersionPolicyRequest, _versions_pb2.SetVersionPolicyResponse]  # type: ignore[assignment]
+    """Which version a model's bare name means; "name@version" means that one always. When
+    the name is served from memory, the new version is loaded first, as in SwitchModel.
+    """
+    GetStatistics: _aio.UnaryUnaryMultiCallable[_statistics_pb2.GetStatisticsRequest, _statistics_pb2.GetStatisticsResponse]  # type: ignore[assignment]
+    """What models and callers asked for and what it took, in the last minute or so and
+    since the start. NOT_FOUND when the repository has no model of that name.
+    """
+    DiscoverModels: _aio.UnaryUnaryMultiCallable[_versions_pb2.DiscoverModelsRequest, _versions_pb2.DiscoverModelsResponse]  # type: ignore[assignment]
+    """Reads the whole repository anew and tells what is new, gone and changed. Names that
+    are not served from memory mean what is there now; those that are stay until
+    LoadModel, so that no request waits for a load.
+    """
+    UpdateTags: _aio.UnaryUnaryMultiCallable[_versions_pb2.UpdateTagsRequest, _versions_pb2.UpdateTagsResponse]  # type: ignore[assignment]
+    """Gives a model, or one version, tags and takes others away; ListModels filters by them."""
+    DeprecateModel: _aio.UnaryUnaryMultiCallable[_versions_pb2.DeprecateModelRequest, _versions_pb2.DeprecateModelResponse]  # type: ignore[assignment]
+    """Says that a model, or one version, should not be used any longer, or takes that back.
+    It is served as before; its answers say so (EmbedResponse.deprecation, and the
+    trailing metadata `shoal-deprecated`), and the log does now and then. From
+    refuse_after on requests for it fail with FAILED_PRECONDITION.
+    """
+    UpdateSettings: _aio.UnaryUnaryMultiCallable[_settings_pb2.UpdateSettingsRequest, _settings_pb2.UpdateSettingsResponse]  # type: ignore[assignment]
+    """Changes settings while the server runs, and tells all of them."""
     GetServerInfo: _aio.UnaryUnaryMultiCallable[_model_control_pb2.GetServerInfoRequest, _model_control_pb2.GetServerInfoResponse]  # type: ignore[assignment]
     """Version, limits, devices and memory of this server."""
 
@@ -106,6 +207,127 @@ class ModelControlServiceServicer(metaclass=_abc_1.ABCMeta):
         """Takes a model out of memory and answers when the memory is free.
         Idempotent: a model that is not in memory is already unloaded.
         """
+
+    @_abc_1.abstractmethod
+    def PinModel(
+        self,
+        request: _model_control_pb2.PinModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_control_pb2.PinModelResponse, _abc.Awaitable[_model_control_pb2.PinModelResponse]]:
+        """Keeps a model that is in memory there, or lets it go again when room is needed
+        or nobody uses it. Loads nothing: FAILED_PRECONDITION for a model that is not in
+        memory and is to be pinned. Idempotent.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchEvents(
+        self,
+        request: _model_control_pb2.WatchEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_model_control_pb2.WatchEventsResponse], _abc.AsyncIterator[_model_control_pb2.WatchEventsResponse]]:
+        """What happens to the models and to the server, as it happens: an answer for each
+        event, in order, without end. The first answer is a mark: from then on nothing is
+        missed. The last events are kept (the server's event_history, default 10,000), so
+        that one can look back, or go on after a broken connection. A reader who is so
+        slow that what it wants next is no longer kept is cut off with OUT_OF_RANGE and
+        the reason EVENTS_OUT_OF_RANGE; metadata `resume_after` and `instance_id` say
+        where to go on. UNAVAILABLE when the server shuts down.
+        """
+
+    @_abc_1.abstractmethod
+    def SwitchModel(
+        self,
+        request: _versions_pb2.SwitchModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_versions_pb2.SwitchModelResponse, _abc.Awaitable[_versions_pb2.SwitchModelResponse]]:
+        """Lets an alias stand for other versions, or makes it. They are loaded and warmed
+        first; then, from one request to the next, the alias means them. Requests in flight
+        finish on the old ones. Where one can not be loaded, everything stays as it was. The
+        answer comes when the change is on disk.
+        """
+
+    @_abc_1.abstractmethod
+    def RollbackModel(
+        self,
+        request: _versions_pb2.RollbackModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_versions_pb2.RollbackModelResponse, _abc.Awaitable[_versions_pb2.RollbackModelResponse]]:
+        """Lets an alias stand for what it stood for before, as SwitchModel would."""
+
+    @_abc_1.abstractmethod
+    def DeleteAlias(
+        self,
+        request: _versions_pb2.DeleteAliasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_versions_pb2.DeleteAliasResponse, _abc.Awaitable[_versions_pb2.DeleteAliasResponse]]:
+        """Forgets an alias and its history. What it stood for stays in memory."""
+
+    @_abc_1.abstractmethod
+    def ListAliases(
+        self,
+        request: _versions_pb2.ListAliasesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_versions_pb2.ListAliasesResponse, _abc.Awaitable[_versions_pb2.ListAliasesResponse]]:
+        """Every alias with its history, by name."""
+
+    @_abc_1.abstractmethod
+    def SetVersionPolicy(
+        self,
+        request: _versions_pb2.SetVersionPolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_versions_pb2.SetVersionPolicyResponse, _abc.Awaitable[_versions_pb2.SetVersionPolicyResponse]]:
+        """Which version a model's bare name means; "name@version" means that one always. When
+        the name is served from memory, the new version is loaded first, as in SwitchModel.
+        """
+
+    @_abc_1.abstractmethod
+    def GetStatistics(
+        self,
+        request: _statistics_pb2.GetStatisticsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_statistics_pb2.GetStatisticsResponse, _abc.Awaitable[_statistics_pb2.GetStatisticsResponse]]:
+        """What models and callers asked for and what it took, in the last minute or so and
+        since the start. NOT_FOUND when the repository has no model of that name.
+        """
+
+    @_abc_1.abstractmethod
+    def DiscoverModels(
+        self,
+        request: _versions_pb2.DiscoverModelsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_versions_pb2.DiscoverModelsResponse, _abc.Awaitable[_versions_pb2.DiscoverModelsResponse]]:
+        """Reads the whole repository anew and tells what is new, gone and changed. Names that
+        are not served from memory mean what is there now; those that are stay until
+        LoadModel, so that no request waits for a load.
+        """
+
+    @_abc_1.abstractmethod
+    def UpdateTags(
+        self,
+        request: _versions_pb2.UpdateTagsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_versions_pb2.UpdateTagsResponse, _abc.Awaitable[_versions_pb2.UpdateTagsResponse]]:
+        """Gives a model, or one version, tags and takes others away; ListModels filters by them."""
+
+    @_abc_1.abstractmethod
+    def DeprecateModel(
+        self,
+        request: _versions_pb2.DeprecateModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_versions_pb2.DeprecateModelResponse, _abc.Awaitable[_versions_pb2.DeprecateModelResponse]]:
+        """Says that a model, or one version, should not be used any longer, or takes that back.
+        It is served as before; its answers say so (EmbedResponse.deprecation, and the
+        trailing metadata `shoal-deprecated`), and the log does now and then. From
+        refuse_after on requests for it fail with FAILED_PRECONDITION.
+        """
+
+    @_abc_1.abstractmethod
+    def UpdateSettings(
+        self,
+        request: _settings_pb2.UpdateSettingsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_settings_pb2.UpdateSettingsResponse, _abc.Awaitable[_settings_pb2.UpdateSettingsResponse]]:
+        """Changes settings while the server runs, and tells all of them."""
 
     @_abc_1.abstractmethod
     def GetServerInfo(

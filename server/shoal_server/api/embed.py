@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, TypeVar, overload
@@ -16,6 +17,7 @@ from shoal_server.api.status import code_of, rich_status
 from shoal_server.core import Priority, VectorEncoding
 from shoal_server.embedder import Embedder, EmbedRequest, EmbedResult
 from shoal_server.errors import FailedPrecondition, InvalidInput, Unavailable
+from shoal_server.registry.registry import ModelVersion
 from shoal_server.tallies import Counter
 
 log = structlog.get_logger(__name__)
@@ -89,8 +91,9 @@ class EmbedServicer:
     async def embed(self, message: pb.EmbedRequest, call: Call) -> pb.EmbedResponse:
         """One vector for each input."""
         call.model = message.model or self._default_model
-        request = _read_request(message, call.size_bytes, call.deadline_s)
+        request = _read_request(message, call.size_bytes, call.deadline_s, call.caller)
         result = await self._embedder.embed(request)
+        _note_deprecation(result.version, call)
         return _write_result(result, time.monotonic() - call.began_s)
 
     async def tokenize(self, message: pb.TokenizeRequest, call: Call) -> pb.TokenizeResponse:
@@ -102,9 +105,12 @@ class EmbedServicer:
             texts=message.texts,
             truncate=message.truncate if message.HasField("truncate") else True,
             prompt_name=message.prompt_name,
+            routing_key=message.routing_key,
             deadline_s=call.deadline_s,
+            caller=call.caller,
         )
         result = await self._embedder.tokenize(request, include_strings=message.include_strings)
+        _note_deprecation(result.version, call)
         strings = result.strings or [[] for _ in result.encodings]
         return pb.TokenizeResponse(
             model=result.version.key.name,
@@ -205,6 +211,7 @@ class _Stream:
             began_s = time.monotonic()
             request = self._request(message, len(raw), began_s)
             result = await self._embedder.embed(request)
+            _note_deprecation(result.version, self._call)
             seconds = time.monotonic() - began_s
             answer.response.CopyFrom(_write_result(result, seconds))
         except Exception as error:
@@ -224,7 +231,7 @@ class _Stream:
         if message.HasField("timeout_ms"):
             own_s = now_s + message.timeout_ms / 1000
             deadline_s = own_s if deadline_s is None else min(deadline_s, own_s)
-        return _read_request(message.request, size_bytes, deadline_s)
+        return _read_request(message.request, size_bytes, deadline_s, self._call.caller)
 
 
 def _peek_id(raw: bytes) -> str:
@@ -248,7 +255,7 @@ def _checked_id(identifier: str) -> str:
 
 
 def _read_request(
-    message: pb.EmbedRequest, size_bytes: int, deadline_s: float | None
+    message: pb.EmbedRequest, size_bytes: int, deadline_s: float | None, caller: str = ""
 ) -> EmbedRequest:
     kinds = [name for name in ("texts", "tokens", "images") if getattr(message, name)]
     if len(kinds) > 1:
@@ -266,8 +273,17 @@ def _read_request(
         truncate=message.truncate if message.HasField("truncate") else True,
         prompt_name=message.prompt_name,
         priority=_known(_PRIORITIES, message.priority, "priority"),
+        routing_key=message.routing_key,
+        keep_alive_s=_read_keep_alive(message) if message.HasField("keep_alive_s") else None,
         deadline_s=deadline_s,
+        caller=caller,
     )
+
+
+def _read_keep_alive(message: pb.EmbedRequest) -> float:
+    if not math.isfinite(message.keep_alive_s):
+        raise InvalidInput("keep_alive_s", f"{message.keep_alive_s} is not a finite number")
+    return message.keep_alive_s
 
 
 class _TokenRows(Sequence[Sequence[int]]):
@@ -302,9 +318,15 @@ def _known(table: Mapping[Any, T], number: int, field: str) -> T:
         ) from None
 
 
+def _note_deprecation(version: ModelVersion, call: Call) -> None:
+    if version.deprecation is not None:
+        call.deprecated[version.deprecation.facts(version.key)] = None
+
+
 def _write_result(result: EmbedResult, seconds: float) -> pb.EmbedResponse:
     timings = result.timings
     items = timings.items
+    deprecation = result.version.deprecation
     return pb.EmbedResponse(
         model=result.version.key.name,
         version=result.version.key.version,
@@ -322,6 +344,7 @@ def _write_result(result: EmbedResult, seconds: float) -> pb.EmbedResponse:
             batch_size=items.batch_items if items else 0,
             load_us=_us(timings.load_s),
         ),
+        deprecation=deprecation.notice(result.version.key) if deprecation else "",
     )
 
 

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Callable
 
 import grpc
-from google.protobuf import duration_pb2, timestamp_pb2
+from google.protobuf import duration_pb2
 
 from shoal.v1 import model_control_pb2 as pb
+from shoal.v1 import settings_pb2, statistics_pb2
+from shoal_server.api.deadline import within_deadline
+from shoal_server.api.labels import write_deprecation
+from shoal_server.api.listing import read_query
+from shoal_server.api.reasons import UNLOAD_REASONS
+from shoal_server.api.residency import wall_clock, write_residency
 from shoal_server.api.rpc import Call, Rpcs
-from shoal_server.catalog import Catalog, ModelDescription, ModelState
+from shoal_server.api.settings import update_settings
+from shoal_server.api.statistics import StatisticsReader
+from shoal_server.api.watch_events import EventStreams
+from shoal_server.catalog import Catalog, ModelDescription
 from shoal_server.core import ModelKind, Pooling, valid_device
-from shoal_server.errors import DeadlineExceeded, InvalidInput, ModelNotFound
-from shoal_server.loading import LoadedModel
-from shoal_server.residency.resident import Resident
+from shoal_server.errors import InvalidInput, ModelNotFound
+from shoal_server.kept_settings import KeptSettings
+from shoal_server.lifecycle import ModelState
+from shoal_server.listing import select
 
 SERVICE = "shoal.v1.ModelControlService"
 
@@ -42,16 +50,27 @@ class ModelControlServicer:
     """Answers `shoal.v1.ModelControlService`."""
 
     def __init__(
-        self, catalog: Catalog, server_info: Callable[[], pb.GetServerInfoResponse]
+        self,
+        catalog: Catalog,
+        events: EventStreams,
+        server_info: Callable[[], pb.GetServerInfoResponse],
+        statistics: StatisticsReader,
+        settings: KeptSettings,
     ) -> None:
         """Wire it.
 
         Args:
             catalog: Describes, loads and unloads.
+            events: Tells what happens.
             server_info: What the composition root knows of the server, now.
+            statistics: Of models and callers.
+            settings: Of the server.
         """
         self._catalog = catalog
+        self._events = events
         self._server_info = server_info
+        self._statistics = statistics
+        self._settings = settings
 
     def handler(self, rpcs: Rpcs) -> grpc.GenericRpcHandler:
         """The service's methods for a gRPC server."""
@@ -62,16 +81,29 @@ class ModelControlServicer:
                 "GetModel": rpcs.unary("GetModel", pb.GetModelRequest, self.get_model),
                 "LoadModel": rpcs.unary("LoadModel", pb.LoadModelRequest, self.load_model),
                 "UnloadModel": rpcs.unary("UnloadModel", pb.UnloadModelRequest, self.unload_model),
+                "PinModel": rpcs.unary("PinModel", pb.PinModelRequest, self.pin_model),
+                "WatchEvents": self._events.handler(rpcs),
+                "GetStatistics": rpcs.unary(
+                    "GetStatistics", statistics_pb2.GetStatisticsRequest, self.get_statistics
+                ),
+                "UpdateSettings": rpcs.unary(
+                    "UpdateSettings", settings_pb2.UpdateSettingsRequest, self.update_settings
+                ),
                 "GetServerInfo": rpcs.unary(
                     "GetServerInfo", pb.GetServerInfoRequest, self.get_server_info
                 ),
             },
         )
 
-    async def list_models(self, _: pb.ListModelsRequest, __: Call) -> pb.ListModelsResponse:
-        """Every model of the repository."""
+    async def list_models(self, message: pb.ListModelsRequest, _: Call) -> pb.ListModelsResponse:
+        """The models of the repository that are asked for."""
+        query = read_query(message)
+        page = select(await self._catalog.listed(), query)
+        models = await self._catalog.describe(page.models)
         return pb.ListModelsResponse(
-            models=[_write_model(model) for model in await self._catalog.all()]
+            models=map(_write_model, models),
+            next_page_token=page.next_token,
+            total=page.total,
         )
 
     async def get_model(self, message: pb.GetModelRequest, call: Call) -> pb.GetModelResponse:
@@ -84,7 +116,7 @@ class ModelControlServicer:
         call.model = message.model
         device = valid_device(message.device, "device") if message.device else ""
         pin = message.pin if message.HasField("pin") else None
-        async with _within_deadline(call, "the model was still loading"):
+        async with within_deadline(call, "the model was still loading"):
             await self._catalog.load(message.model, device=device, pin=pin)
         return pb.LoadModelResponse(model=await self._describe(message.model))
 
@@ -96,7 +128,7 @@ class ModelControlServicer:
         force_after_s = None
         if message.HasField("force_after"):
             force_after_s = _read_duration(message.force_after, "force_after")
-        async with _within_deadline(call, "requests still used the model"):
+        async with within_deadline(call, "requests still used the model"):
             await self._catalog.unload(message.model, force_after_s=force_after_s)
         try:
             return pb.UnloadModelResponse(model=await self._describe(message.model))
@@ -104,6 +136,25 @@ class ModelControlServicer:
             # Its files were removed while it was in memory; now it is nowhere.
             name = message.model.partition("@")[0]
             return pb.UnloadModelResponse(model=pb.ModelInfo(name=name))
+
+    async def pin_model(self, message: pb.PinModelRequest, call: Call) -> pb.PinModelResponse:
+        """Keep a model that is in memory there, or let it go again."""
+        call.model = message.model
+        await self._catalog.pin(message.model, message.pin if message.HasField("pin") else True)
+        return pb.PinModelResponse(model=await self._describe(message.model))
+
+    async def get_statistics(
+        self, message: statistics_pb2.GetStatisticsRequest, call: Call
+    ) -> statistics_pb2.GetStatisticsResponse:
+        """What models and callers did."""
+        call.model = message.model
+        return await self._statistics.read(message.model)
+
+    async def update_settings(
+        self, message: settings_pb2.UpdateSettingsRequest, _: Call
+    ) -> settings_pb2.UpdateSettingsResponse:
+        """Change settings, and tell all of them."""
+        return await update_settings(message, self._settings)
 
     async def get_server_info(
         self, _: pb.GetServerInfoRequest, __: Call
@@ -134,7 +185,12 @@ def _write_model(model: ModelDescription) -> pb.ModelInfo:
         license=model.model.license,
         source=model.model.source,
         file_bytes=model.chosen.file_bytes if model.chosen else 0,
+        served_as=model.served_as,
+        pinned_version=model.pinned_version,
+        tags=model.tags,
     )
+    if model.deprecation is not None:
+        info.deprecation.CopyFrom(write_deprecation(model.deprecation))
     if model.manifest is not None:
         manifest = model.manifest
         info.kind = _KINDS[manifest.kind]
@@ -152,45 +208,8 @@ def _write_model(model: ModelDescription) -> pb.ModelInfo:
         elif manifest.reference is not None:
             info.reference_cosine = manifest.reference.min_cosine
     if model.resident is not None and model.resident.session is not None:
-        info.residency.CopyFrom(_write_residency(model.resident, model.resident.session))
+        info.residency.CopyFrom(write_residency(model.resident, model.idle_left_s))
+    if model.departure is not None:
+        info.last_unload_reason = UNLOAD_REASONS[model.departure.why.reason]
+        info.last_unloaded_at.CopyFrom(wall_clock(model.departure.at_s))
     return info
-
-
-def _write_residency(resident: Resident[LoadedModel], session: LoadedModel) -> pb.Residency:
-    load = duration_pb2.Duration()
-    load.FromNanoseconds(int(resident.load_s * 1e9))
-    return pb.Residency(
-        device=resident.device,
-        memory_bytes=resident.size_bytes,
-        pinned=resident.pinned,
-        leases=resident.leases,
-        waiting_items=session.batcher.waiting_items,
-        loaded_at=_wall_clock(resident.loaded_at_s),
-        last_used_at=_wall_clock(resident.last_used_s),
-        load_duration=load,
-    )
-
-
-def _wall_clock(monotonic_s: float) -> timestamp_pb2.Timestamp:
-    """The time of day at a moment of the monotonic clock."""
-    ago_s = time.monotonic() - monotonic_s
-    timestamp = timestamp_pb2.Timestamp()
-    timestamp.FromNanoseconds(time.time_ns() - int(ago_s * 1e9))
-    return timestamp
-
-
-class _within_deadline:  # noqa: N801  (used like asyncio.timeout)
-    """Answer with what was still going on when the caller's deadline passes."""
-
-    def __init__(self, call: Call, what: str) -> None:
-        self._timeout = asyncio.timeout_at(call.deadline_s)
-        self._what = what
-
-    async def __aenter__(self) -> None:
-        await self._timeout.__aenter__()
-
-    async def __aexit__(self, *error: object) -> None:
-        try:
-            await self._timeout.__aexit__(*error)  # type: ignore[arg-type]
-        except TimeoutError:
-            raise DeadlineExceeded(f"the deadline passed while {self._what}") from None

@@ -12,8 +12,9 @@ import itertools
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, NoReturn, TypeVar
 
 import grpc
@@ -21,6 +22,7 @@ import grpc.aio
 import structlog
 from google.protobuf.message import DecodeError, Message
 
+from shoal_server.api.callers import Callers
 from shoal_server.api.status import DETAILS_KEY, code_of, rich_status
 from shoal_server.errors import InvalidInput, ShoalError
 from shoal_server.telemetry import Metrics, request_id
@@ -28,6 +30,9 @@ from shoal_server.telemetry import Metrics, request_id
 log = structlog.get_logger(__name__)
 
 REQUEST_ID_KEY = "x-request-id"
+DEPRECATED_KEY = "shoal-deprecated"
+# Of one stream, which may ask for any number of models.
+_DEPRECATED_TOLD = 16
 # Ids made here: eight random digits of the process, then a number.
 _PROCESS = secrets.token_hex(4)
 _numbers = itertools.count(1)
@@ -35,6 +40,9 @@ _numbers = itertools.count(1)
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 # Of what a caller calls a model, in a log line; "name@version" is no longer.
 _MODEL_CHARACTERS = 257
+
+# Last as long as their callers like.
+_OPEN_ENDED = frozenset(("EmbedStream", "WatchEvents"))
 
 Request = TypeVar("Request", bound=Message)
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -53,6 +61,10 @@ class Call:
     """Of the request on the wire."""
     model: str = ""
     """For the log; set by servicers once known."""
+    caller: str = ""
+    """Who calls (see `api.callers`)."""
+    deprecated: dict[str, None] = field(default_factory=dict)
+    """Facts of the deprecated models that answered it; told in the trailing metadata."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +85,13 @@ class InternalError(ShoalError):
 class Rpcs:
     """Makes gRPC handlers of plain coroutine functions."""
 
-    def __init__(self, metrics: Metrics, options: RpcOptions) -> None:
+    def __init__(self, metrics: Metrics, options: RpcOptions, callers: Callers) -> None:
         self._metrics = metrics
+        self._options = options
+        self._callers = callers
+
+    def change(self, options: RpcOptions) -> None:
+        """Go by other options from now on."""
         self._options = options
 
     def unary(
@@ -86,13 +103,14 @@ class Rpcs:
         """A handler of one request and one answer."""
 
         async def handle(raw: bytes, context: Context) -> bytes:
-            call = _begin(method, context)
+            call = _begin(method, context, self._callers)
             call.size_bytes = len(raw)
             try:
                 check_size(raw, self._options.max_request_bytes)
                 answer = await behaviour(parse(request_type, raw), call)
             except (Exception, asyncio.CancelledError) as error:
                 await self._failed(call, context, error)
+            _tell_deprecated(call, context)
             self._ended(call, grpc.StatusCode.OK, None)
             return answer.SerializeToString()
 
@@ -106,14 +124,35 @@ class Rpcs:
         """A handler of a stream of requests, as bytes, and a stream of answers."""
 
         async def handle(raw: AsyncIterator[bytes], context: Context) -> None:
-            call = _begin(method, context)
+            call = _begin(method, context, self._callers)
             try:
                 await behaviour(raw, context, call)
             except (Exception, asyncio.CancelledError) as error:
                 await self._failed(call, context, error)
+            _tell_deprecated(call, context)
             self._ended(call, grpc.StatusCode.OK, None)
 
         return grpc.stream_stream_rpc_method_handler(handle)
+
+    def answer_stream(
+        self,
+        method: str,
+        request_type: type[Request],
+        behaviour: Callable[[Request, Context, Call], Awaitable[None]],
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        """A handler of one request and a stream of answers, as bytes."""
+
+        async def handle(raw: bytes, context: Context) -> None:
+            call = _begin(method, context, self._callers)
+            call.size_bytes = len(raw)
+            try:
+                check_size(raw, self._options.max_request_bytes)
+                await behaviour(parse(request_type, raw), context, call)
+            except (Exception, asyncio.CancelledError) as error:
+                await self._failed(call, context, error)
+            self._ended(call, grpc.StatusCode.OK, None)
+
+        return grpc.unary_stream_rpc_method_handler(handle)
 
     async def _failed(
         self, call: Call, context: Context, error: Exception | asyncio.CancelledError
@@ -128,14 +167,18 @@ class Rpcs:
             (REQUEST_ID_KEY, call.request_id),
             (DETAILS_KEY, rich_status(shoal_error).SerializeToString()),
         )
-        await context.abort(code_of(shoal_error), shoal_error.message, trailing_metadata=trailing)
+        code, message = code_of(shoal_error), shoal_error.message
+        try:
+            await context.abort(code, message, trailing_metadata=trailing)
+        except grpc.aio.InternalError:  # the connection went before the caller could be told
+            raise asyncio.CancelledError from None
         raise AssertionError("abort returned")
 
     def _ended(self, call: Call, code: grpc.StatusCode, error: ShoalError | None) -> None:
         seconds = time.monotonic() - call.began_s
         self._metrics.requests.labels(call.method, code.name).inc()
         self._metrics.request_seconds.labels(call.method).observe(seconds)
-        slow = seconds > self._options.slow_request_s and call.method != "EmbedStream"
+        slow = seconds > self._options.slow_request_s and call.method not in _OPEN_ENDED
         if error is None and not slow and not self._options.log_requests:
             return
         fields = {
@@ -154,11 +197,12 @@ class Rpcs:
             log.info("request", **fields)
 
 
-def _begin(method: str, context: Context) -> Call:
+def _begin(method: str, context: Context, callers: Callers) -> Call:
     """Set a call up: its id, known to log and caller, and its deadline."""
     now_s = time.monotonic()
     left_s = context.time_remaining()
-    call_id = _request_id(context)
+    metadata = context.invocation_metadata() or ()
+    call_id = _request_id(metadata)
     request_id.set(call_id)
     context.set_trailing_metadata(((REQUEST_ID_KEY, call_id),))
     return Call(
@@ -166,7 +210,14 @@ def _begin(method: str, context: Context) -> Call:
         request_id=call_id,
         began_s=now_s,
         deadline_s=None if left_s is None else now_s + left_s,
+        caller=callers.name(metadata, context.peer()),
     )
+
+
+def _tell_deprecated(call: Call, context: Context) -> None:
+    if call.deprecated:
+        told = [(DEPRECATED_KEY, each) for each in islice(call.deprecated, _DEPRECATED_TOLD)]
+        context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id), *told))
 
 
 def _why_cancelled(call: Call) -> grpc.StatusCode:
@@ -218,8 +269,8 @@ def as_shoal_error(error: Exception) -> ShoalError:
     return InternalError("internal error; the server's log says more under this request id")
 
 
-def _request_id(context: Context) -> str:
-    for key, value in context.invocation_metadata() or ():
+def _request_id(metadata: Iterable[tuple[str, str | bytes]]) -> str:
+    for key, value in metadata:
         if key == REQUEST_ID_KEY and isinstance(value, str) and _REQUEST_ID.fullmatch(value):
             return value
     return f"{_PROCESS}{next(_numbers):08x}"

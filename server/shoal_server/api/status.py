@@ -25,6 +25,8 @@ _CODES: dict[type[ShoalError], grpc.StatusCode] = {
     errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
     errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
     errors.InferenceFailed: grpc.StatusCode.INTERNAL,
+    errors.EventsOutOfRange: grpc.StatusCode.OUT_OF_RANGE,
+    errors.NotPersisted: grpc.StatusCode.INTERNAL,
     ShoalError: grpc.StatusCode.INTERNAL,
 }
 

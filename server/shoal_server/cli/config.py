@@ -9,8 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from shoal_server.cli.options import show
-from shoal_server.settings import LoadedSettings
+from shoal_server.settings import LoadedSettings, show
 
 _UNFOLDED = 10_000
 

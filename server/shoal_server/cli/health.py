@@ -33,8 +33,8 @@ def health(
 ) -> None:
     """Print SERVING and exit 0, or what is wrong and exit 1."""
     service = f"shoal.model/{model}" if model else ""
-    address = address or _own_address()
-    with _channel(address, tls or ca_file is not None, ca_file, server_name) as channel:
+    address = address or own_address()
+    with open_channel(address, tls or ca_file is not None, ca_file, server_name) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         try:
             request = health_pb2.HealthCheckRequest(service=service)
@@ -49,7 +49,7 @@ def health(
         raise typer.Exit(1)
 
 
-def _own_address() -> str:
+def own_address() -> str:
     """Where a server with these settings listens, as seen from the same machine."""
     try:
         settings = load_settings().values
@@ -60,7 +60,8 @@ def _own_address() -> str:
     return f"[{host}]:{settings.grpc_port}" if ":" in host else f"{host}:{settings.grpc_port}"
 
 
-def _channel(address: str, tls: bool, ca_file: Path | None, server_name: str) -> grpc.Channel:
+def open_channel(address: str, tls: bool, ca_file: Path | None, server_name: str) -> grpc.Channel:
+    """A channel to a server; a file that can not be read ends the command."""
     if not tls:
         return grpc.insecure_channel(address)
     try:

@@ -8,14 +8,27 @@ from typing import Annotated
 import typer
 
 from shoal_server.cli.config import config
+from shoal_server.cli.find import find
 from shoal_server.cli.health import health
+from shoal_server.cli.labels import COMMANDS as LABEL_COMMANDS
+from shoal_server.cli.memory import MEMORY_COMMANDS
 from shoal_server.cli.models import models_app
 from shoal_server.cli.options import with_settings
+from shoal_server.cli.settings import settings
+from shoal_server.cli.statistics import stats
+from shoal_server.cli.versions import COMMANDS as VERSION_COMMANDS
+from shoal_server.cli.watch import watch
 from shoal_server.inference.devices import runtime_conflict
 from shoal_server.settings import LoadedSettings
 
 # Other distributions add commands here; the SDK adds `embed`.
 _PLUGINS = "shoal.commands"
+
+models_app.command("find")(find)
+models_app.command("stats")(stats)
+models_app.command("watch")(watch)
+for _command_name, _command in {**VERSION_COMMANDS, **LABEL_COMMANDS, **MEMORY_COMMANDS}.items():
+    models_app.command(_command_name)(_command)
 
 
 def _version(wanted: bool) -> None:
@@ -52,6 +65,7 @@ def make_app() -> typer.Typer:
     app.command("serve")(with_settings(serve))
     app.command("config")(with_settings(config))
     app.command("health")(health)
+    app.command("settings")(settings)
     app.add_typer(models_app, name="models")
     for plugin in metadata.entry_points(group=_PLUGINS):
         try:

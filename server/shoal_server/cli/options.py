@@ -11,7 +11,14 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
-from shoal_server.settings import ENV_PREFIX, LoadedSettings, Settings, SettingsError, load_settings
+from shoal_server.settings import (
+    ENV_PREFIX,
+    LoadedSettings,
+    Settings,
+    SettingsError,
+    load_settings,
+    show,
+)
 
 
 def with_settings(command: Callable[[LoadedSettings], None]) -> Callable[..., None]:
@@ -72,12 +79,3 @@ def _flag_type(field: FieldInfo) -> Any:
     if get_origin(kind) is Literal or kind not in (bool, int, float, Path):
         return str
     return kind
-
-
-def show(value: object) -> str:
-    """A setting's value in words."""
-    if value is None:
-        return "unset"
-    if isinstance(value, tuple):
-        return (",".join(map(str, value)) or '""') if value else "none"
-    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -137,6 +137,13 @@ class OnnxModel:
         computed = sum(map(len, sequences)) if self.padding_free else ids.size
         return RunResult(checked(rows), time.monotonic() - began_s, computed)
 
+    def shrink(self) -> None:
+        """Give back what runs have left in the arenas; blocks for a run of one token."""
+        feeds = self._feeds(*collate([[self._pad_id]], self._pad_id))
+        for session in (self._narrow, self._wide):
+            if session is not None:
+                session.run([EMBEDDING], feeds, self._shrinking)
+
     def close(self) -> None:
         """Free the weights; no run is going on."""
         del self._narrow, self._wide

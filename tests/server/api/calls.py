@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import grpc
 import numpy as np
@@ -64,7 +64,7 @@ class Connection:
         self.control = model_control_pb2_grpc.ModelControlServiceStub(self.channel)
         self._health = health_pb2_grpc.HealthStub(self.channel)
 
-    def __enter__(self) -> Connection:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

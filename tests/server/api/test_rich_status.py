@@ -23,14 +23,21 @@ EXPECTED: dict[type[ShoalError], grpc.StatusCode] = {
     errors.ModelFileCorrupt: Code.FAILED_PRECONDITION,
     errors.AllocationFailed: Code.FAILED_PRECONDITION,
     errors.Overloaded: Code.RESOURCE_EXHAUSTED,
+    errors.RateLimited: Code.RESOURCE_EXHAUSTED,
     errors.DeadlineExceeded: Code.DEADLINE_EXCEEDED,
     errors.Unavailable: Code.UNAVAILABLE,
     errors.InferenceFailed: Code.INTERNAL,
+    errors.EventsOutOfRange: Code.OUT_OF_RANGE,
+    errors.NotPersisted: Code.INTERNAL,
 }
 # What some take besides the message.
 MAKE: dict[type[ShoalError], Callable[[], ShoalError]] = {
     errors.InvalidInput: lambda: errors.InvalidInput("texts[3]", "is too long"),
     errors.Overloaded: lambda: errors.Overloaded("is too long", retry_after_s=1.0),
+    errors.EventsOutOfRange: lambda: errors.EventsOutOfRange(
+        "is too long", resume_after=1, instance_id="i"
+    ),
+    errors.RateLimited: lambda: errors.RateLimited("is too long", retry_after_s=1.0),
 }
 
 

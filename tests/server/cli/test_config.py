@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from shoal_server.cli.options import show
-from shoal_server.settings import Settings
+from shoal_server.settings import Settings, show
 
 from .conftest import Shoal
 

@@ -14,6 +14,7 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from shoal.v1 import embed_pb2 as pb
+from shoal_server.registry.store import STATE_FILE
 from tests.running import RunningServer, launch
 from tests.server.api.calls import (
     TIMEOUT_S,
@@ -211,7 +212,8 @@ def test_signal_during_the_start_leaves_nothing(model: TinyModel) -> None:
     assert "Traceback" not in output
     assert "ready" not in output
     assert not any(child.is_running() for child in children)
-    assert [each.name for each in model.root.iterdir()] == ["tiny"]
+    left = {each.name for each in model.root.iterdir()}
+    assert left - {STATE_FILE, f"{STATE_FILE}.lock"} == {"tiny"}
 
 
 def _has_open(pid: int, path: Path) -> bool:

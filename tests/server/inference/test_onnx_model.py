@@ -11,8 +11,12 @@ from onnx import numpy_helper
 
 from shoal_server.errors import ModelLoadFailed
 from shoal_server.inference.onnx_model import OnnxModel
+from shoal_server.residency.probes import resident_set_bytes
 
 from .graphs import PAD, write_graph
+
+REAL = Path(__file__).parents[3] / "models" / "all-minilm-l6-v2" / "1" / "model.onnx"
+MIB = 1 << 20
 
 
 def open_model(path: Path) -> OnnxModel:
@@ -45,3 +49,22 @@ def test_a_graph_without_its_weights_does_not_load(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadFailed) as raised:
         open_model(path)
     assert str(tmp_path) not in raised.value.message
+
+
+@pytest.mark.skipif(not REAL.is_file(), reason="the default model is not prepared")
+def test_what_runs_leave_behind_can_be_given_back() -> None:
+    """Shrinking returns the arena's memory to the system, and changes no vector."""
+    model = open_model(REAL)
+    texts = [[101, *range(2000, 2253), 102]] * 8  # just below what shrinks by itself
+    before = model.run(texts, [False] * 8)
+    grown = resident_set_bytes()
+    model.shrink()
+    shrunk = resident_set_bytes()
+    after = model.run(texts, [False] * 8)
+    assert grown is not None
+    assert shrunk is not None
+    assert grown - shrunk > 20 * MIB
+    for one, other in zip(before.rows, after.rows, strict=True):
+        assert isinstance(one, np.ndarray)
+        assert isinstance(other, np.ndarray)
+        np.testing.assert_array_equal(one, other)

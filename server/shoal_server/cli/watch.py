@@ -1,0 +1,184 @@
+"""`shoal models watch`: what happens on a running server, a line each, as it happens."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC
+from typing import Annotated, Any
+
+import grpc
+import typer
+from google.protobuf.json_format import MessageToDict
+
+from shoal.v1 import model_control_pb2 as pb
+from shoal.v1 import settings_pb2 as settings_pb
+from shoal.v1 import versions_pb2 as versions_pb
+from shoal.v1.model_control_pb2_grpc import ModelControlServiceStub
+from shoal_server.cli.remote import Address, CaFile, Server, ServerName, Tls
+
+_WRONG_USAGE = 2
+_INTERRUPTED = 128 + signal.SIGINT
+# Between two looks for a server that went away, beside gRPC's own back-off.
+_PAUSE_S = 0.5
+_KIND_PREFIX = "EVENT_KIND_"
+_KINDS = [name.removeprefix(_KIND_PREFIX).lower() for name in pb.EventKind.keys()[1:]]
+
+
+def watch(
+    models: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model", metavar="NAME[@VERSION]", help="Only events about it; may be repeated."
+        ),
+    ] = None,
+    kinds: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--kind",
+            metavar="KIND",
+            help=f"Only events of this kind; may be repeated: {', '.join(_KINDS)}.",
+        ),
+    ] = None,
+    since: Annotated[
+        int | None,
+        typer.Option(
+            help="Begin behind the event of this number; 0: with the oldest that the server "
+            "keeps. Default: with what happens from now on.",
+            min=0,
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a line of JSON each, for programs.")
+    ] = False,
+    address: Address = "",
+    tls: Tls = False,
+    ca_file: CaFile = None,
+    server_name: ServerName = "",
+) -> None:
+    """Show what happens to the models of a running server, until Ctrl-C.
+
+    When the server goes away, waits for it and goes on.
+    """
+    request = pb.WatchEventsRequest(
+        models=models or (), kinds=map(_kind, kinds or ()), after_sequence=since
+    )
+    show = _json_line if as_json else describe
+    try:
+        with Server(address, tls, ca_file, server_name).control() as control:
+            for event in _events(control, request):
+                typer.echo(show(event))
+    except KeyboardInterrupt:
+        raise typer.Exit(_INTERRUPTED) from None
+
+
+def describe(event: pb.Event) -> str:
+    """An event as a line for people: local time, number, what happened."""
+    kind = event.WhichOneof("kind")
+    if kind is None:
+        what = "something that this version of `shoal` does not know"
+    elif kind in _SENTENCES:
+        what = _SENTENCES[kind](getattr(event, kind))
+    else:
+        facts = MessageToDict(getattr(event, kind), preserving_proto_field_name=True)
+        what = " ".join([kind, *(f"{name}={value}" for name, value in facts.items())])
+    at = event.time.ToDatetime(tzinfo=UTC).astimezone()
+    return f"{at:%H:%M:%S}.{at.microsecond // 1000:03d}  {event.sequence:>6}  {what}"
+
+
+def _events(control: ModelControlServiceStub, request: pb.WatchEventsRequest) -> Iterator[pb.Event]:
+    """The events asked for, from one server to its successor."""
+    has_begun = False
+    while True:
+        try:
+            # A server that is away is waited for, but one must have been there.
+            for answer in control.WatchEvents(request, wait_for_ready=has_begun):
+                has_begun = True
+                told = answer.mark if answer.HasField("mark") else answer.event
+                request.after_sequence = told.sequence
+                request.instance_id = told.instance_id
+                if answer.HasField("event"):
+                    yield answer.event
+        except grpc.RpcError as error:
+            if not has_begun or error.code() is not grpc.StatusCode.UNAVAILABLE:
+                raise
+            typer.echo(f"shoal: {error.details()}; waiting for the server", err=True)
+            time.sleep(_PAUSE_S)
+
+
+def _kind(name: str) -> pb.EventKind.ValueType:
+    if name not in _KINDS:
+        typer.echo(f"shoal: {name!r} is not one of {', '.join(_KINDS)}", err=True)
+        raise typer.Exit(_WRONG_USAGE)
+    return pb.EventKind.Value(_KIND_PREFIX + name.upper())
+
+
+def _json_line(event: pb.Event) -> str:
+    facts = MessageToDict(event, preserving_proto_field_name=True)
+    return json.dumps(facts, ensure_ascii=False)
+
+
+def _state_changed(event: pb.ModelStateChanged) -> str:
+    before = _word(pb.ModelState.Name, event.before, "MODEL_STATE_")
+    after = _word(pb.ModelState.Name, event.after, "MODEL_STATE_")
+    why = f" ({event.reason})" if event.reason else ""
+    return f"{event.model}@{event.version}: {before} → {after}{why}"
+
+
+def _loaded(event: pb.ModelLoaded) -> str:
+    why = _word(pb.LoadReason.Name, event.reason, "LOAD_REASON_")
+    return (
+        f"{event.model}@{event.version}: loaded on {event.device} in "
+        f"{event.duration.ToNanoseconds() / 1e9:.3f} s, {event.memory_bytes / 1e6:.0f} MB ({why})"
+    )
+
+
+def _unloaded(event: pb.ModelUnloaded) -> str:
+    why = _word(pb.UnloadReason.Name, event.reason, "UNLOAD_REASON_")
+    room = f" to make room for {event.made_room_for}" if event.made_room_for else ""
+    return f"{event.model}@{event.version}: unloaded ({why}{room})"
+
+
+def _load_failed(event: pb.ModelLoadFailed) -> str:
+    return (
+        f"{event.model}@{event.version}: could not be loaded on {event.device}: "
+        f"{event.message} ({event.reason})"
+    )
+
+
+def _pressure_changed(event: pb.PressureChanged) -> str:
+    before = _word(pb.PressureLevel.Name, event.before, "PRESSURE_LEVEL_")
+    after = _word(pb.PressureLevel.Name, event.after, "PRESSURE_LEVEL_")
+    return f"{event.device}: memory pressure {before} → {after}, {event.memory_use:.0%} in use"
+
+
+def _settings_changed(event: settings_pb.SettingsChanged) -> str:
+    changes = (f"{each.name} {each.before} → {each.after}" for each in event.changes)
+    return f"settings changed: {', '.join(changes)}"
+
+
+def _switched(event: versions_pb.NameSwitched) -> str:
+    cause = _word(versions_pb.SwitchCause.Name, event.cause, "SWITCH_CAUSE_")
+    before, after = (", ".join(keys) or "nothing" for keys in (event.before, event.after))
+    return f"{event.name}: {before} → {after} ({cause})"
+
+
+def _word(name: Callable[[Any], str], number: int, prefix: str) -> str:
+    """An enum's value in words; a newer server's as its number."""
+    try:
+        return name(number).removeprefix(prefix).replace("_", " ").lower()
+    except ValueError:
+        return str(number)
+
+
+_SENTENCES: dict[str, Callable[[Any], str]] = {
+    "model_state_changed": _state_changed,
+    "model_loaded": _loaded,
+    "model_unloaded": _unloaded,
+    "model_load_failed": _load_failed,
+    "pressure_changed": _pressure_changed,
+    "settings_changed": _settings_changed,
+    "name_switched": _switched,
+}
