@@ -4,9 +4,10 @@
 
 `fixed` is what every run pays (fetching the weights from memory, launching the graph's
 nodes, crossing threads), `per_token` what each token adds, and `per_square` what
-attention adds, which relates all places of a text's row with each other. `tokens` are
-those of the texts for a graph that is free of padding; any other computes padding as if
-it were tokens, and for it `tokens` = items · longest.
+attention adds, which relates all places of a text's row with each other. A graph computes
+padding as if it were tokens, and for it `tokens` = items · longest; for one that is free of
+padding they are those of the texts, and a fifth of the places beside them, since attention
+still moves the whole row.
 
 Two facts follow. A batch is *large enough* when the fixed part is a small share of
 it: beyond that, waiting for more mates buys nothing. And an item is worth taking along
@@ -37,6 +38,9 @@ _SQUARE_PER_TOKEN = 1 / 600
 # Of how many runs the first guess has the weight. It decides only what the runs
 # leave open: from texts of one length nobody can tell the terms apart.
 _GUESS_WEIGHT = 0.05
+# What a place of padding costs, of a token, where the graph is free of it: 0.21 for
+# all-MiniLM-L6-v2 (loadtests/run_cost.py: 32 texts of unlike and of one length).
+PADDING_SHARE = 0.2
 _LEAST_S = 1e-9
 # Of a run, whatever a clock says.
 _SHORTEST_S = 1e-6
@@ -61,7 +65,7 @@ class RunCost:
     per_token_s: float
     per_square_s: float = 0.0
     padding_free: bool = False
-    """Whether padding costs no more than its part of attention."""
+    """Whether a place of padding costs only its part of attention."""
 
     def seconds(self, items: int, tokens: int, longest: int) -> float:
         """Predicted time of a run.
@@ -73,17 +77,18 @@ class RunCost:
         """
         return (
             self.fixed_s
-            + self.per_token_s * self.computed_tokens(items, tokens, longest)
+            + self.per_token_s * self.paid_tokens(items, tokens, longest)
             + self.per_square_s * items * longest * longest
         )
 
-    def computed_tokens(self, items: int, tokens: int, longest: int) -> int:
-        """The tokens that a run pays for."""
-        return tokens if self.padding_free else items * longest
+    def paid_tokens(self, items: int, tokens: int, longest: int) -> float:
+        """What a run pays for, in tokens."""
+        places = items * longest
+        return _paid(tokens if self.padding_free else places, places)
 
     @property
     def enough_tokens(self) -> float:
-        """Computed tokens after which a larger batch saves nothing to speak of."""
+        """Paid tokens after which a larger batch saves nothing to speak of."""
         return self.fixed_s * (1 / FIXED_SHARE - 1) / self.per_token_s
 
 
@@ -116,7 +121,7 @@ class CostModel:
         cost = self.cost
         expected_s = (
             cost.fixed_s
-            + cost.per_token_s * sample.tokens
+            + cost.per_token_s * _paid(sample.tokens, sample.items * sample.longest)
             + cost.per_square_s * sample.items * sample.longest**2
         )
         if not 0 < sample.seconds < math.inf:
@@ -134,7 +139,8 @@ class CostModel:
     def _add(self, sample: RunSample) -> None:
         guess, seconds = self._guess, sample.seconds
         fixed = guess.fixed_s / seconds
-        tokens = guess.per_token_s * sample.tokens / seconds
+        paid = _paid(sample.tokens, sample.items * sample.longest)
+        tokens = guess.per_token_s * paid / seconds
         squares = guess.per_square_s * sample.items * sample.longest**2 / seconds
         normal, moment = self._normal, self._moment
         normal[0] = _MEMORY * normal[0] + fixed * fixed
@@ -167,6 +173,10 @@ class CostModel:
             per_token_s=max(float(values[1]) * guess.per_token_s, _LEAST_S),
             per_square_s=max(float(values[2]) * guess.per_square_s, 0.0),
         )
+
+
+def _paid(computed: int, places: int) -> float:
+    return computed + max(0.0, PADDING_SHARE * (places - computed))
 
 
 def _guess(seed: Sequence[RunSample]) -> RunCost:

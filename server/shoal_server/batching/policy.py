@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from shoal_server.batching.cost import RunCost
+from shoal_server.batching.cost import PADDING_SHARE, RunCost
 from shoal_server.batching.load import Load
 from shoal_server.batching.queue import Item, WaitingItems
 
@@ -87,7 +87,7 @@ def decide(
     if (
         len(items) < min(limits.max_items, load.items / layout.slots)
         and tokens < share
-        and cost.computed_tokens(len(items), tokens, longest) < cost.enough_tokens
+        and cost.paid_tokens(len(items), tokens, longest) < cost.enough_tokens
     ):
         until_s = _wait_until(waiting, limits, cost, load)
         if until_s > now_s:
@@ -144,10 +144,10 @@ def _cheapest_sizes(
     fixed_s, enough, pads = cost.fixed_s, cost.enough_tokens, not cost.padding_free
     least_content = 1.0 - limits.max_padding_waste
     tokens = [0, *accumulate(lengths)]
-    # What each row costs in a batch of which its length is the longest. Without padding
-    # tokens cost the same in any batch, and only attention's part is left to compare.
-    token_s = cost.per_token_s if pads else 0.0
-    rows_s = [length * (token_s + cost.per_square_s * length) for length in lengths]
+    # What a row costs in a batch of which its length is the longest. Without padding the
+    # most of its tokens' cost is the same in any batch, and need not be compared.
+    place_s = cost.per_token_s * (1.0 if pads else PADDING_SHARE)
+    rows_s = [length * (place_s + cost.per_square_s * length) for length in lengths]
     large_enough = share if pads else min(share, enough)
     least = [0.0] * (len(lengths) + 1)
     sizes = [0] * (len(lengths) + 1)

@@ -222,15 +222,15 @@ def test_a_large_request_starts_with_its_longest_items(loop: asyncio.AbstractEve
     assert lengths(decide(waiting, 0.0, LIMITS, COST, QUIET, ONE)) == [200]
 
 
-def test_texts_of_all_lengths_run_together_where_padding_is_free(
+def test_texts_of_unlike_length_run_together_where_padding_is_free(
     loop: asyncio.AbstractEventLoop,
 ) -> None:
     """What a padded graph runs in two batches is one for a graph that is free of padding."""
-    waiting = wait_with(loop, (0.0, [100]), (0.1, [6, 7]))
+    waiting = wait_with(loop, (0.0, [20]), (0.1, [6, 7]))
     padded = RunCost(fixed_s=1e-3, per_token_s=1e-4)
-    assert lengths(decide(waiting, 1.0, LIMITS, padded, QUIET, ONE)) == [100]
+    assert lengths(decide(waiting, 1.0, LIMITS, padded, QUIET, ONE)) == [20]
     free = replace(padded, padding_free=True)
-    assert lengths(decide(waiting, 1.0, LIMITS, free, QUIET, ONE)) == [6, 7, 100]
+    assert lengths(decide(waiting, 1.0, LIMITS, free, QUIET, ONE)) == [6, 7, 20]
 
 
 def test_attention_keeps_texts_of_unlike_length_apart(loop: asyncio.AbstractEventLoop) -> None:
