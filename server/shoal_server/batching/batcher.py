@@ -44,7 +44,7 @@ _RUN_TRUST = 0.7
 # And when so much of the predicted wait before it is. Above 1, because under overload a
 # queue fills up to what is let in: items that reach its head with no time left to run
 # would take the device from those that have.
-_WAIT_CAUTION = 1.2
+_WAIT_CAUTION = 1.6
 _RETRY_MAX_S = 30.0
 
 
@@ -260,12 +260,11 @@ class Batcher:
         """
         items, now_s = decision.items, self._clock()
         earliest_s = min(item.submission.deadline_s for item in items)
-        if earliest_s == math.inf or (
-            now_s + self._least_s(items, wide=decision.wide) <= earliest_s
-        ):
+        if earliest_s == math.inf or now_s + self._run_s(items, decision) <= earliest_s:
             return items
         for item in items:
-            if now_s + self._least_s([item], wide=decision.wide) > item.submission.deadline_s:
+            least_s = _RUN_TRUST * self._run_s([item], decision)
+            if now_s + least_s > item.submission.deadline_s:
                 item.submission.fail(
                     DeadlineExceeded("the deadline is nearer than the end of a run")
                 )
@@ -277,15 +276,15 @@ class Batcher:
         ends_s = left[0].submission.deadline_s
         batch = left[:1]
         for item in left[1:]:
-            if now_s + self._least_s([*batch, item], wide=decision.wide) <= ends_s:
+            if now_s + self._run_s([*batch, item], decision) <= ends_s:
                 batch.append(item)
         return tuple(batch)
 
-    def _least_s(self, items: Sequence[Item], *, wide: bool) -> float:
-        """What a run of `items` takes at the least."""
+    def _run_s(self, items: Sequence[Item], decision: Decision) -> float:
+        """What a run of `items` is expected to take."""
         lengths = [item.length for item in items]
         run_s = self._cost.cost.seconds(len(items), sum(lengths), max(lengths))
-        return _RUN_TRUST * run_s / (self._backend.wide_speedup if wide else 1.0)
+        return run_s / (self._backend.wide_speedup if decision.wide else 1.0)
 
     def _decide(self) -> Decision:
         self._cost.set_padding_free(self._backend.padding_free)
