@@ -154,7 +154,7 @@ def test_stream_is_answered_what_was_read(model: TinyModel) -> None:
         requests: queue.SimpleQueue[pb.EmbedStreamRequest | None] = queue.SimpleQueue()
         stream = connection.embedding.EmbedStream(iter(requests.get, None), timeout=TIMEOUT_S)
         for number in range(8):
-            request = pb.EmbedRequest(texts=["slow slow"])
+            request = pb.EmbedRequest(texts=["slow " * 5])
             requests.put(pb.EmbedStreamRequest(id=str(number), request=request))
         connection.wait_in_flight(8)
 
