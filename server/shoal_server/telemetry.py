@@ -69,6 +69,10 @@ class Metrics:
             "shoal_batch_items", "Items in a batch.", ("model",), buckets=_ITEMS,
             registry=registry,
         )  # fmt: skip
+        self.batch_padding = Histogram(
+            "shoal_batch_padding_ratio", "Share of the tokens that a batch computed that was "
+            "padding.", ("model",), buckets=_RATIO, registry=registry,
+        )  # fmt: skip
         self.padding_tokens = Counter(
             "shoal_padding_tokens", "Padding that was computed as if it were tokens.", ("model",),
             registry=registry,
@@ -159,6 +163,7 @@ class BatchTelemetry:
         """
         self._ended = ended
         self._items = metrics.batch_items.labels(model)
+        self._padding_ratio = metrics.batch_padding.labels(model)
         self._padding = metrics.padding_tokens.labels(model)
         self._seconds = metrics.inference_seconds.labels(model)
         self._waiting = metrics.waiting_items.labels(model)
@@ -167,6 +172,7 @@ class BatchTelemetry:
     def batch_ended(self, items: int, tokens: int, computed_tokens: int, seconds: float) -> None:
         """A run ended well."""
         self._items.observe(items)
+        self._padding_ratio.observe(1 - tokens / computed_tokens)
         self._padding.inc(computed_tokens - tokens)
         self._seconds.observe(seconds)
         self._ended(items, tokens, computed_tokens, seconds)

@@ -134,7 +134,8 @@ class OnnxModel:
         rows = outputs[0]
         if len(outputs) > 1:
             rows = np.where(np.array(pooled)[:, None], outputs[1], rows)
-        computed = sum(map(len, sequences)) if self.padding_free else ids.size
+        # A text without tokens is computed as one place.
+        computed = sum(max(1, len(each)) for each in sequences) if self.padding_free else ids.size
         return RunResult(checked(rows), time.monotonic() - began_s, computed)
 
     def shrink(self) -> None:

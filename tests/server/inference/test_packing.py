@@ -68,6 +68,7 @@ def test_the_packed_form_is_free_of_padding(source: Path, target: Path) -> None:
     model.adopt(target, threads=1, wide_threads=1)
     assert vectors(model).tobytes() == plain.tobytes()
     assert model.run(SEQUENCES, POOLED).computed_tokens == 6
+    assert model.run([[], []], [False, False]).computed_tokens == 2
     assert model.padding_free
 
 
