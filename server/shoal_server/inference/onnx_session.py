@@ -21,7 +21,12 @@ _MESSAGE_MAX = 300
 
 
 def open_session(
-    path: Path, *, threads: int, providers: Sequence[Provider], packed: bool = False
+    path: Path,
+    *,
+    threads: int,
+    providers: Sequence[Provider],
+    packed: bool = False,
+    alone: bool = False,
 ) -> ort.InferenceSession:
     """Open a graph; blocks while weights are read.
 
@@ -30,6 +35,8 @@ def open_session(
         threads: Threads of one run on the CPU.
         providers: What runs it, the preferred one first.
         packed: Whether the graph is optimised and packed already.
+        alone: Whether a run has the CPU to itself; its threads then wait for each other
+            without sleeping.
 
     Raises:
         AllocationFailed: There is not memory enough.
@@ -38,8 +45,10 @@ def open_session(
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # Spinning threads would compete with the event loop for the cores.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Spinning threads would compete with the event loop for the cores. A run that is alone
+    # loses more by waking its threads at each of its nodes than by their spinning.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if alone else "0")
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # when the run ends
     options.log_severity_level = 3
     if threads > 1:
         # As in the threads that call it, see `denormals`.
