@@ -29,6 +29,7 @@ import numpy.typing as npt
 import uvloop
 
 from loadtests.cpu import CpuClock, CpuReading, others_share
+from loadtests.http1 import Http1Wire, OnAnswer
 from loadtests.http2 import OK, UNAVAILABLE, UNKNOWN, Connection, Stream
 
 Float64 = npt.NDArray[np.float64]
@@ -42,8 +43,6 @@ _DRAIN_S = 60.0
 # Field tags of EmbedStreamRequest and EmbedStreamResponse.
 _ID, _REQUEST, _RESPONSE = b"\x0a", b"\x12", 0x12
 
-OnAnswer = Callable[[int, bytes], None]
-
 
 @dataclass(frozen=True, slots=True)
 class LoadJob:
@@ -52,7 +51,7 @@ class LoadJob:
     address: str
     server_pid: int
     requests: Sequence[bytes]
-    """Serialised EmbedRequests, sent in order, again and again."""
+    """Serialised EmbedRequests, or an HTTP server's bodies, sent in order, again and again."""
     warm_up_s: float
     window_s: float
     callers: int = 0
@@ -64,6 +63,8 @@ class LoadJob:
     """Deadline that the server is told; 0: none."""
     keep_answers: int = 0
     """Keep the last answer to each of the first so many requests."""
+    http_path: str = ""
+    """Post there, over HTTP/1.1 with a connection a caller; empty: gRPC."""
 
 
 @dataclass(slots=True)
@@ -102,12 +103,14 @@ class Wire(Protocol):
     """Where requests go."""
 
     def ask(self, request: bytes, on_answer: OnAnswer) -> None:
-        """Send; `on_answer` gets the status and the EmbedResponse, once."""
+        """Send; `on_answer` gets the status and the answer, once."""
+
+    def close(self) -> None:
+        """Close the connections."""
 
 
 async def _run(job: LoadJob) -> LoadRun:
-    connection = await Connection.open(job.address)
-    wire: Wire = _StreamWire(connection) if job.stream else _UnaryWire(connection, job.timeout_ms)
+    wire = await _connect(job)
     recorder = _Recorder(job, wire)
     clock = CpuClock((job.server_pid, os.getpid()))
     arrivals = _Closed(job, recorder) if job.callers else _Open(job, recorder)
@@ -121,9 +124,16 @@ async def _run(job: LoadJob) -> LoadRun:
     with contextlib.suppress(TimeoutError):  # what is left counts as unanswered
         await asyncio.wait_for(recorder.all_so_far_ended(), _DRAIN_S)
     arrivals.stop()
-    connection.close()
+    wire.close()
     await asyncio.sleep(0)
     return recorder.result(at_start, at_end)
+
+
+async def _connect(job: LoadJob) -> Wire:
+    if job.http_path:
+        return await Http1Wire.open(job.address, job.http_path, job.callers)
+    connection = await Connection.open(job.address)
+    return _StreamWire(connection) if job.stream else _UnaryWire(connection, job.timeout_ms)
 
 
 class _Recorder:
@@ -251,6 +261,9 @@ class _UnaryWire:
         self._connection = connection
         self._timeout_ms = timeout_ms
 
+    def close(self) -> None:
+        self._connection.close()
+
     def ask(self, request: bytes, on_answer: OnAnswer) -> None:
         answer = b""
 
@@ -280,6 +293,9 @@ class _StreamWire:
         self._connection = connection
         self._streams: list[_OpenStream] = []
         self._count = 0
+
+    def close(self) -> None:
+        self._connection.close()
 
     def ask(self, request: bytes, on_answer: OnAnswer) -> None:
         self._count += 1
