@@ -12,12 +12,22 @@ from shoal_server.errors import ShoalError
 class ModelState(StrEnum):
     """Where a model is in its life, as callers see it."""
 
-    NOT_PREPARED = "not prepared"
-    UNLOADED = "unloaded"
+    REGISTERED = "registered"
+    """The server knows it; it is not in memory."""
+    DOWNLOADING = "downloading"
+    """Files of it, or of its next version, are being fetched."""
     LOADING = "loading"
+    """On its way into memory."""
     READY = "ready"
+    """In memory."""
+    UPDATING = "updating"
+    """It, or its successor, is being made ready to be served; what is in memory serves."""
     UNLOADING = "unloading"
-    FAILED = "failed"
+    """No new work; waits for its leases, then frees its memory."""
+    ERROR = "error"
+    """It could not be loaded, its files are broken, or it was found wrong."""
+    DEPRECATED = "deprecated"
+    """It would be registered or ready, and should not be used any longer."""
 
 
 class LoadReason(StrEnum):
@@ -29,6 +39,8 @@ class LoadReason(StrEnum):
     """Somebody called LoadModel."""
     START = "start"
     """The settings name it for the server's start."""
+    PRELOADED = "preloaded"
+    """It is usually wanted soon."""
 
 
 class UnloadReason(StrEnum):
@@ -55,6 +67,8 @@ class Unloading:
     reason: UnloadReason
     made_room_for: ModelKey | None = None
     """Of an eviction, where one model was the cause."""
+    stays_warm: bool = False
+    """Whether its files stay in RAM, so that it is back on its GPU sooner."""
 
     def __str__(self) -> str:
         if self.made_room_for is not None:
@@ -74,6 +88,22 @@ class Load:
     size_bytes: int
     """Measured; expected, when it failed."""
     error: ShoalError | None = None
+    from_warm: bool = False
+    """Whether it was made of a warm form: no file was read."""
+
+
+@dataclass(frozen=True, slots=True)
+class WarmRelease:
+    """A warm form that left RAM without having been loaded."""
+
+    key: ModelKey
+    size_bytes: int
+    why: Unloading | None
+    problem: str = ""
+    """Why it could not be kept, where there is no `why`."""
+
+    def __str__(self) -> str:
+        return str(self.why) if self.why is not None else self.problem
 
 
 class PressureLevel(IntEnum):
