@@ -8,6 +8,7 @@ The files are those of sentence-transformers (`modules.json`, `1_Pooling/config.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,9 @@ _OFFSET_ARCHITECTURES = frozenset(
 # Tokenizers without a limit of their own carry a number like 1e30.
 _NO_LIMIT = 10_000_000
 
+# A BCP 47 tag, or one of the hub's words such as `multilingual` and `code`.
+_LANGUAGE = re.compile(r"[A-Za-z]{2,16}(-[A-Za-z0-9]{1,8})*")
+
 _T = TypeVar("_T")
 Json: TypeAlias = Mapping[str, object]
 
@@ -65,6 +69,7 @@ class ModelCard:
         vocabulary_size: Rows of the token embedding; None where no file says.
         lowercase: Whether sentence-transformers lowercases before the tokenizer.
         prompts: Name to the text put before an input.
+        languages: As the front matter of `README.md` has them, each once.
         needs_remote_code: Whether the PyTorch model is code of the repository's own.
     """
 
@@ -77,6 +82,7 @@ class ModelCard:
     prompts: dict[str, str]
     default_prompt_name: str | None
     matryoshka_dimensions: tuple[int, ...]
+    languages: tuple[str, ...]
     license: str
     needs_remote_code: bool
 
@@ -95,6 +101,7 @@ def read_card(folder: Path) -> ModelCard:
     tokenizer_config = _read_json(folder / transformer / "tokenizer_config.json")
     model_config = _read_json(folder / "config_sentence_transformers.json")
     prompts = _prompts(model_config)
+    front_matter = _front_matter(folder / "README.md")
     return ModelCard(
         transformer=transformer,
         pooling=_pooling(folder / modules["Pooling"], prompts) if "Pooling" in modules else None,
@@ -105,7 +112,8 @@ def read_card(folder: Path) -> ModelCard:
         prompts=prompts,
         default_prompt_name=_text(model_config, "default_prompt_name"),
         matryoshka_dimensions=_matryoshka(config),
-        license=_license(folder / "README.md"),
+        languages=_languages(front_matter),
+        license=_license(front_matter),
         needs_remote_code="auto_map" in config or "auto_map" in tokenizer_config,
     )
 
@@ -201,13 +209,26 @@ def _matryoshka(config: Json) -> tuple[int, ...]:
     return tuple(sorted(one for one in value if isinstance(one, int) and one > 0))
 
 
-def _license(readme: Path) -> str:
+def _front_matter(readme: Path) -> Json:
     if not readme.is_file():
-        return ""
+        return {}
     try:
-        front_matter = metadata_load(readme) or {}
+        return metadata_load(readme) or {}
     except (YAMLError, ValueError):
-        return ""  # the text of a README is no reason to refuse a model
+        return {}  # the text of a README is no reason to refuse a model
+
+
+def _languages(front_matter: Json) -> tuple[str, ...]:
+    # The hub has moved tags with a region to a field of their own, and back.
+    written = [front_matter.get("language"), front_matter.get("language_bcp47")]
+    each = [one for value in written for one in (value if isinstance(value, list) else [value])]
+    # YAML 1.1 reads the code of Norwegian as a truth value.
+    codes = ["no" if code is False else code for code in each]
+    known = (code for code in codes if isinstance(code, str) and _LANGUAGE.fullmatch(code))
+    return tuple(dict.fromkeys(known))
+
+
+def _license(front_matter: Json) -> str:
     value = front_matter.get("license", "")
     if value == "other":
         value = front_matter.get("license_name", value)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from shoal_server.preparation.errors import ReferenceMismatch, Unsupported
 from shoal_server.preparation.running import TextRunner, read_texts
 from shoal_server.registry.manifest import EMBEDDING, Reference
+from shoal_server.registry.reference import KeptVectors, Vectors, cosine
 
 TEXTS_FILE = Path(__file__).with_name("check_texts.json")
 MIN_COSINE = 0.999
@@ -19,7 +19,10 @@ MIN_COSINE = 0.999
 MAX_BATCH_EFFECT = 1e-5
 _BATCHES = 5  # so that each has short texts and long ones
 
-Vectors = NDArray[np.float32]
+
+def kept_vectors(runtime: str, vectors: Vectors) -> KeptVectors:
+    """Vectors of the texts of `check_texts.json`, to be kept with what is prepared."""
+    return KeptVectors(runtime, tuple(read_texts(TEXTS_FILE.name)), vectors)
 
 
 def embed_texts(runner: TextRunner) -> Vectors:
@@ -100,13 +103,3 @@ def compare(actual: Vectors, expected: Vectors, runtime: str) -> Reference:
         min_cosine=round(float(cosines.min()), 9),
         max_abs_difference=float(f"{np.abs(actual - expected).max():.3g}"),
     )
-
-
-def cosine(left: Vectors, right: Vectors) -> NDArray[np.float64]:
-    """The cosine of each pair of rows, float64[N]; of two zero vectors it is 1."""
-    left, right = left.astype(np.float64), right.astype(np.float64)
-    norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
-    cosines = np.einsum("nd,nd->n", left, right) / np.maximum(norms, np.finfo(np.float64).tiny)
-    # A text without tokens has the vector zero, and zero is zero.
-    equal = (left == right).all(axis=1)
-    return np.where(equal, 1.0, cosines)

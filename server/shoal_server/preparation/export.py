@@ -9,11 +9,12 @@ import numpy as np
 
 from shoal_server.core import Pooling
 from shoal_server.preparation.card import ModelCard
-from shoal_server.preparation.check import TEXTS_FILE, Vectors
+from shoal_server.preparation.check import TEXTS_FILE
 from shoal_server.preparation.commands import CommandFailed
 from shoal_server.preparation.errors import ExportFailed, Unsupported
 from shoal_server.preparation.sources import Fetched, Workshop
 from shoal_server.registry.manifest import GRAPH_FILE, TOKENIZER_FILE
+from shoal_server.registry.reference import Vectors
 
 SCRIPT = Path(__file__).with_name("export_script.py")
 # As sentence-transformers names them.

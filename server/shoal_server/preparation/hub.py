@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -82,6 +82,18 @@ class HubSource:
         """Whether a version came from this repository."""
         return (kind, location) == ("hub", self.repository)
 
+    def at_newest(self) -> tuple[HubSource, str]:
+        """The repository at the commit that its revision means now, and that commit.
+
+        Raises:
+            SourceNotFound: There is no such repository or revision, or not for this token.
+            HubAccessDenied: The repository is not for this token.
+            HubUnavailable: The hub does not answer.
+        """
+        with self._plain_errors():
+            commit = within(self.timeout_s, self._commit)
+        return replace(self, revision=commit), commit
+
     def fetch(self, workshop: Workshop) -> Fetched:
         """Download what is needed into the hub's cache, or find it there when offline.
 
@@ -104,6 +116,12 @@ class HubSource:
                 raise
             workshop.progress.step(f"{error}; taking it from the hub's cache")
             return cached
+
+    def _commit(self) -> str:
+        info = HfApi().model_info(self.repository, revision=self.revision, timeout=self.timeout_s)
+        if not info.sha:
+            raise HubUnavailable(f"the hub does not name a commit of {self.repository}")
+        return info.sha
 
     def _files(self) -> list[str]:
         info = HfApi().model_info(self.repository, revision=self.revision, timeout=self.timeout_s)

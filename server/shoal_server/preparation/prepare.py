@@ -6,6 +6,7 @@ import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
+import onnxruntime
 from tokenizers import Tokenizer, normalizers
 
 from shoal_server.core import Pooling
@@ -14,6 +15,7 @@ from shoal_server.preparation.check import (
     compare,
     embed_texts,
     is_batch_invariant,
+    kept_vectors,
     read_tokenizer,
 )
 from shoal_server.preparation.errors import PoolingUnknown, SourceNotFound, Unsupported
@@ -28,6 +30,9 @@ from shoal_server.registry.manifest import (
     Source,
     VersionManifest,
 )
+from shoal_server.registry.reference import REFERENCE_FILE, save_reference
+
+_ITSELF = f"this graph when it was prepared (onnxruntime {onnxruntime.__version__})"
 
 
 def prepare(
@@ -38,7 +43,8 @@ def prepare(
     Args:
         fetched: The authors' files.
         given: The pooling that the user named, for a source that does not say.
-        staged: An empty folder; gets `model.onnx`, its weights and `tokenizer.json`.
+        staged: An empty folder; gets `model.onnx`, its weights, `tokenizer.json` and the
+            vectors that the model can be compared with later.
         workshop: Scratch space, export environment and progress.
 
     Returns:
@@ -70,6 +76,9 @@ def prepare(
     vectors = embed_texts(runner)
     expected = ingredients.reference
     reference = expected and compare(vectors, expected.vectors, expected.runtime)
+    # Without a reference at hand: what the graph gives today.
+    runtime, keep = (expected.runtime, expected.vectors) if expected else (_ITSELF, vectors)
+    save_reference(staged / REFERENCE_FILE, kept_vectors(runtime, keep))
     dimensions = vectors.shape[1]
     return VersionManifest(
         dimensions=dimensions,
@@ -83,6 +92,7 @@ def prepare(
         # The pinned sentence-transformers gives texts to the tokenizer as they are.
         prompts=card.prompts,
         default_prompt_name=card.default_prompt_name,
+        languages=card.languages,
         license=card.license,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         source=Source(

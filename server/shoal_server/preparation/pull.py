@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from shoal_server.core import ModelKey, Pooling, valid_name
 from shoal_server.preparation.default_model import DefaultSource, default_manifest
 from shoal_server.preparation.environment import ExportEnvironment
-from shoal_server.preparation.errors import AlreadyPrepared
+from shoal_server.preparation.errors import AlreadyPrepared, SourceNotFound
 from shoal_server.preparation.prepare import prepare
 from shoal_server.preparation.progress import Progress
 from shoal_server.preparation.publish import disk_full_told, publish
@@ -44,6 +44,21 @@ class Order:
     version: str = "1"
     revision: str | None = None
     pooling: Pooling | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Newest:
+    """What there is, after a look for something newer.
+
+    Attributes:
+        key: The newest version.
+        manifest: Of it.
+        is_new: Whether it was prepared just now.
+    """
+
+    key: ModelKey
+    manifest: VersionManifest
+    is_new: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +106,52 @@ def pull(
         manifest = repository.verify(key.name, key.version)
         _check_same(key, manifest, source, order.revision)
     return Pulled(key, manifest, was_there)
+
+
+def pull_newer(
+    name: str, repository: ModelRepository, environment: ExportEnvironment, progress: Progress
+) -> Newest:
+    """Prepare another version of a model, if its source has another revision by now.
+
+    Args:
+        name: Of a model that is prepared, and whose `model.toml` names its source.
+        repository: Has it.
+        environment: As in `pull`.
+        progress: Told of each step.
+
+    Raises:
+        PreparationError: The source does not answer, or the revision can not be prepared.
+        ShoalError: There is no such model.
+        OSError: The disk refuses.
+    """
+    versions = repository.versions(name)
+    if not versions:
+        raise SourceNotFound(f"{name} is not prepared: `shoal models pull {name}` prepares it")
+    if not repository.model_manifest(name).source:
+        raise SourceNotFound(f"the model.toml of {name} names no source")
+    _, source = find_source(name, None, repository)
+    progress.step(f"looking for a newer revision of {source.reference}")
+    pinned, revision = source.at_newest()
+    manifests = [(each, repository.version_manifest(name, each)) for each in versions]
+    for version, manifest in manifests:
+        there = manifest.source
+        if source.made(there.kind, there.location) and there.revision == revision:
+            return Newest(ModelKey(name, version), manifest, is_new=False)
+    key = ModelKey(name, version_after(versions[-1]))
+    pooling = manifests[-1][1].pooling
+    with disk_full_told(), scratch_folder(repository.root) as scratch:
+        workshop = Workshop(scratch, environment, progress)
+        staged = scratch / "version"
+        staged.mkdir()
+        manifest = prepare(pinned.fetch(workshop), pooling, staged, workshop)
+        is_new = publish(staged, repository, key, manifest, repository.model_manifest(name))
+    return Newest(key, repository.version_manifest(name, key.version), is_new)
+
+
+def version_after(latest: str) -> str:
+    """The name of a version that comes after `latest`, such as 8 after 7, v1.10 after v1.9."""
+    match = re.fullmatch(r"(.*?)([0-9]+)", latest)
+    return f"{match[1]}{int(match[2]) + 1}" if match else f"{latest}.2"
 
 
 def _check_same(

@@ -56,6 +56,14 @@ class PackageSource:
         """Whether a version came from this package."""
         return (kind, location) == ("pypi", self.package)
 
+    def at_newest(self) -> tuple[PackageSource, str]:
+        """Nobody asks PyPI for what is newest.
+
+        Raises:
+            Unsupported: Always.
+        """
+        raise Unsupported(f"{self.reference}: whether a package is newer is not looked for")
+
     def fetch(self, workshop: Workshop) -> Fetched:
         """Unpack the package's wheel, without those it depends on, into the scratch folder.
 

@@ -20,7 +20,7 @@ import onnx
 from shoal_server.core import ModelKey
 from shoal_server.inference.packing import without_padding
 from shoal_server.preparation.calibration import calibrate
-from shoal_server.preparation.check import cosine, embed_texts, is_batch_invariant
+from shoal_server.preparation.check import embed_texts, is_batch_invariant, kept_vectors
 from shoal_server.preparation.errors import ReferenceMismatch, Unsupported
 from shoal_server.preparation.fp16 import fused_nodes, half_graph
 from shoal_server.preparation.graph import load_weights, save_graph
@@ -36,6 +36,7 @@ from shoal_server.registry.manifest import (
     VariantManifest,
     VersionManifest,
 )
+from shoal_server.registry.reference import REFERENCE_FILE, cosine, save_reference
 from shoal_server.registry.repository import ModelRepository
 from shoal_server.registry.scratch import scratch_folder
 
@@ -147,7 +148,8 @@ def _check(
         for where in (folder, staged)
     )
     vectors = embed_texts(after)
-    cosines = cosine(vectors, embed_texts(before))
+    own = embed_texts(before)
+    cosines = cosine(vectors, own)
     least = float(cosines.min())
     allowed = _LEAST_COSINE[precision]
     if least < allowed:
@@ -155,6 +157,8 @@ def _check(
             f"{precision} does not suit this model: its vector for text {cosines.argmin()} has "
             f"the cosine {least:.6f} to that of {_SOURCE_PRECISION}, the least allowed is {allowed}"
         )
+    runtime = f"the version's graph in {_SOURCE_PRECISION}"
+    save_reference(staged / REFERENCE_FILE, kept_vectors(runtime, own))
     return VariantManifest(
         precision=precision,
         batch_invariant=is_batch_invariant(after, vectors),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from shoal_server.preparation.environment import ExportEnvironment
-from shoal_server.preparation.errors import SourceNotFound
+from shoal_server.preparation.errors import SourceNotFound, Unsupported
 from shoal_server.preparation.progress import Progress
 from shoal_server.registry.manifest import VERSION_FILE
 
@@ -80,6 +80,13 @@ class ModelSource(Protocol):
     def made(self, kind: str, location: str) -> bool:
         """Whether a version with this origin came from here."""
 
+    def at_newest(self) -> tuple[ModelSource, str]:
+        """The source pinned to what it is now, and that revision; blocks on the network.
+
+        Raises:
+            PreparationError: It does not answer, or has no revisions to tell apart.
+        """
+
     def fetch(self, workshop: Workshop) -> Fetched:
         """Bring the files to this machine.
 
@@ -108,6 +115,14 @@ class LocalSource:
     def made(self, kind: str, location: str) -> bool:
         """Whether a version came from a folder of this name."""
         return (kind, location) == ("local", self.suggested_name)
+
+    def at_newest(self) -> tuple[ModelSource, str]:
+        """Of a folder nobody can tell.
+
+        Raises:
+            Unsupported: Always.
+        """
+        raise Unsupported(f"{self.folder} is a folder: whether it is newer can not be told")
 
     def fetch(self, workshop: Workshop) -> Fetched:
         """Use the folder where it is.

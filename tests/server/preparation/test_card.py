@@ -160,6 +160,26 @@ def test_license(tmp_path: Path, readme: str, expected: str) -> None:
     assert read_card(model).license == expected
 
 
+@pytest.mark.parametrize(
+    ("front_matter", "expected"),
+    [
+        ("language: en", ("en",)),
+        ("language: [en, zh-Hant, en]", ("en", "zh-Hant")),
+        ("language: [multilingual, fr]\nlanguage_bcp47: pt-br", ("multilingual", "fr", "pt-br")),
+        ("language: no", ("no",)),
+        ("language: [sv, no, 'da']", ("sv", "no", "da")),
+        ("language: [english words, 5, null]", ()),
+        ("license: mit", ()),
+        ("language: [broken", ()),
+    ],
+)  # fmt: skip
+def test_languages(tmp_path: Path, front_matter: str, expected: tuple[str, ...]) -> None:
+    """As the card has them, each once; Norwegian is a language, though YAML calls it false."""
+    readme = f"---\n{front_matter}\n---\n# A model\n"
+    model = write_authors_model(tmp_path, files={"README.md": readme})
+    assert read_card(model).languages == expected
+
+
 def test_plain_transformers(tmp_path: Path) -> None:
     """Without modules.json nothing is known of pooling, and nothing is made up."""
     read = read_card(write_authors_model(tmp_path, pooling=None))

@@ -23,12 +23,13 @@ from shoal_server.inference.bound_model import BoundModel
 from shoal_server.inference.cuda import CudaOptions
 from shoal_server.inference.tokenizer import TextTokenizer
 from shoal_server.preparation import fp16
-from shoal_server.preparation.check import cosine, embed_texts
+from shoal_server.preparation.check import embed_texts
 from shoal_server.preparation.fp16 import fused_nodes, half_graph
 from shoal_server.preparation.graph import WEIGHTS_FILE, save_graph
 from shoal_server.preparation.quantize import Quantized, quantize
 from shoal_server.preparation.running import TextRunner
 from shoal_server.registry.manifest import GRAPH_FILE, TOKENIZER_FILE
+from shoal_server.registry.reference import cosine
 from shoal_server.registry.repository import ModelRepository
 from tests.running import DEFAULT_MODEL, MODELS
 from tests.server.api.texts import many_texts, reference

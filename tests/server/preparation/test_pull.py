@@ -73,7 +73,7 @@ def test_prepares_a_folder(repository: ModelRepository, source: Path) -> None:
         "tiny",
         False,
     )
-    assert manifest.files.keys() == {"model.onnx", "tokenizer.json"}
+    assert manifest.files.keys() == {"model.onnx", "tokenizer.json", "reference.npz"}
 
 
 def test_prepared_vectors_are_the_models(repository: ModelRepository, source: Path) -> None:
