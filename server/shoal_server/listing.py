@@ -13,6 +13,7 @@ from shoal_server.catalog import ListedModel
 from shoal_server.core import ModelKind
 from shoal_server.errors import InvalidInput
 from shoal_server.lifecycle import ModelState
+from shoal_server.registry.capabilities import Capabilities, InputType
 
 
 class Order(Enum):
@@ -39,6 +40,17 @@ class Query:
     kind: ModelKind | None = None
     dimensions: int = 0
     """Vectors of that size, whole or cut (Matryoshka); 0: any."""
+    languages: tuple[str, ...] = ()
+    """All of them, in small letters."""
+    precision: str = ""
+    """A graph in it."""
+    input_type: InputType | None = None
+    runs_on: str = ""
+    """Can be run there: a device, or `cuda` for any GPU."""
+    prompt: str = ""
+    """Has one of that name."""
+    tokens: int = 0
+    """Takes inputs of so many; 0: any."""
     order: Order = Order.NAME
     descending: bool = False
     page_size: int = 0
@@ -68,12 +80,9 @@ def select(models: Iterable[ListedModel], query: Query) -> Page:
         InvalidInput: The page token is not one of ours, or of another order.
     """
     key = _KEYS[query.order]
-    tests = _tests(query)
-    found = [
-        (key(model), model.name, model)
-        for model in models
-        if all(is_wanted(model) for is_wanted in tests)
-    ]
+    for is_wanted in _tests(query):
+        models = [model for model in models if is_wanted(model)]
+    found = [(key(model), model.name, model) for model in models]
     found.sort(key=lambda each: each[:2], reverse=query.descending)
     start = 0
     if query.page_token:
@@ -92,15 +101,13 @@ def select(models: Iterable[ListedModel], query: Query) -> Page:
 
 def _tests(query: Query) -> list[Callable[[ListedModel], bool]]:
     """What is asked of each model; what costs least to find out comes first."""
-    tests: list[Callable[[ListedModel], bool]] = []
-    if query.kind is not None:
-        tests.append(lambda model: _kind(model) is query.kind)
-    if query.dimensions:
-        tests.append(lambda model: query.dimensions in _sizes(model))
+    tests = [_asked(has_it) for has_it in _capability_tests(query)]
     if query.words:
         tests.append(lambda model: _has_words(model, query.words))
     if query.tags:
         tests.append(lambda model: query.tags.issubset(model.tags))
+    if query.runs_on:
+        tests.append(lambda model: _runs_on(model, query.runs_on))
     if query.device:
         tests.append(lambda model: _device(model) == query.device)
     if query.states:
@@ -108,13 +115,38 @@ def _tests(query: Query) -> list[Callable[[ListedModel], bool]]:
     return tests
 
 
-def _kind(model: ListedModel) -> ModelKind | None:
-    return model.files.manifest.kind if model.files.manifest else None
+def _capability_tests(query: Query) -> list[Callable[[Capabilities], bool]]:
+    tests: list[Callable[[Capabilities], bool]] = []
+    wanted = frozenset(query.languages)
+    if query.kind is not None:
+        tests.append(lambda can: can.kind is query.kind)
+    if query.dimensions:
+        tests.append(lambda can: query.dimensions in can.sizes)
+    if query.tokens:
+        tests.append(lambda can: can.max_tokens >= query.tokens)
+    if query.input_type is not None:
+        tests.append(lambda can: query.input_type in can.input_types)
+    if query.prompt:
+        tests.append(lambda can: query.prompt in can.prompts)
+    if query.precision:
+        tests.append(lambda can: query.precision in can.precisions)
+    if query.languages:
+        tests.append(lambda can: wanted <= can.spoken)
+    return tests
 
 
-def _sizes(model: ListedModel) -> tuple[int, ...]:
-    manifest = model.files.manifest
-    return (manifest.dimensions, *manifest.matryoshka_dimensions) if manifest else ()
+def _asked(has_it: Callable[[Capabilities], bool]) -> Callable[[ListedModel], bool]:
+    def is_wanted(model: ListedModel) -> bool:
+        can = model.files.capabilities
+        return can is not None and has_it(can)
+
+    return is_wanted
+
+
+def _runs_on(model: ListedModel, device: str) -> bool:
+    if device == "cuda":
+        return any(each.startswith("cuda") for each in model.devices)
+    return device in model.devices
 
 
 def _device(model: ListedModel) -> str | None:
@@ -163,7 +195,7 @@ def _write_token(last: tuple[_Key, str], query: Query) -> str:
 def _read_token(token: str, query: Query) -> tuple[_Key, str]:
     try:
         order, descending, key, name = json.loads(base64.urlsafe_b64decode(token))
-    except (ValueError, TypeError, binascii.Error):
+    except (ValueError, TypeError, RecursionError, binascii.Error):
         raise InvalidInput("page_token", "is not one that ListModels gave") from None
     is_number = isinstance(key, int | float) and not isinstance(key, bool)
     wants_number = query.order in (Order.FILE_BYTES, Order.LAST_USED)

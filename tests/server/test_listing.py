@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from shoal_server.core import ModelKey, ModelKind, Pooling
 from shoal_server.errors import InvalidInput
 from shoal_server.lifecycle import ModelState
 from shoal_server.listing import Order, Query, select
+from shoal_server.registry.capabilities import Capabilities, Graph, InputType
 from shoal_server.registry.index import ModelFiles
 from shoal_server.registry.manifest import ModelManifest, Source, VersionManifest
 
@@ -42,38 +44,58 @@ class Model:
     state: ModelState
     resident: Resident | None
     tags: tuple[str, ...]
+    devices: tuple[str, ...]
 
 
 def model(
     name: str,
     *,
-    state: ModelState = ModelState.UNLOADED,
+    state: ModelState = ModelState.REGISTERED,
     device: str = "",
     last_used_s: float = 0.0,
     tags: tuple[str, ...] = (),
     about: str = "",
     dimensions: int = 8,
     file_bytes: int = 0,
+    languages: tuple[str, ...] = (),
+    precisions: tuple[str, ...] = ("fp32",),
+    prompts: tuple[str, ...] = (),
+    max_tokens: int = 16,
+    reads_texts: bool = True,
+    devices: tuple[str, ...] = ("cpu",),
 ) -> ListedModel:
     manifest = VersionManifest(
         dimensions=dimensions, matryoshka_dimensions=(dimensions // 2,), max_tokens=16,
         vocabulary_size=10, pooling=Pooling.MEAN, normalized=True, created_at="", files={},
         source=Source(kind="local", location="tests", exported=True),
     )  # fmt: skip
+    capabilities = Capabilities(
+        kind=ModelKind.TEXT_EMBEDDING,
+        input_types=frozenset(InputType) if reads_texts else frozenset({InputType.TOKENS}),
+        sizes=frozenset((dimensions, dimensions // 2)),
+        max_tokens=max_tokens,
+        languages=languages,
+        prompts=frozenset(prompts),
+        graphs=tuple(Graph(each, 1) for each in precisions),
+    )
     files = ModelFiles(
         ModelKey(name, "1"), ("1",), ModelManifest(), manifest,
-        cast(Any, Chosen(file_bytes)), "", f"{name}\n{about}".lower(),
+        cast(Any, Chosen(file_bytes)), "", f"{name}\n{about}".lower(), capabilities,
     )  # fmt: skip
     resident = Resident(device, last_used_s) if device else None
-    return cast(ListedModel, Model(name, files, state, resident, tags))
+    return cast(ListedModel, Model(name, files, state, resident, tags, devices))
 
 
 MODELS = [
-    model("alpha", state=ModelState.READY, device="cpu", last_used_s=5.0, tags=("prod", "en")),
-    model("beta", about="Finds Questions", tags=("en",), dimensions=16, file_bytes=300),
-    model("gamma", state=ModelState.FAILED, about="finds answers", file_bytes=200),
-    model("delta", state=ModelState.READY, device="cuda:0", last_used_s=9.0, tags=("prod",)),
-]
+    model("alpha", state=ModelState.READY, device="cpu", last_used_s=5.0, tags=("prod", "en"),
+          languages=("en", "zh-Hant"), precisions=("fp32", "int8"), prompts=("query",)),
+    model("beta", about="Finds Questions", tags=("en",), dimensions=16, file_bytes=300,
+          languages=("en",), max_tokens=512, devices=("cpu", "cuda:0")),
+    model("gamma", state=ModelState.ERROR, about="finds answers", file_bytes=200,
+          reads_texts=False, languages=("zhx",)),
+    model("delta", state=ModelState.READY, device="cuda:0", last_used_s=9.0, tags=("prod",),
+          precisions=("fp32", "fp16"), devices=("cuda:0", "cuda:1")),
+]  # fmt: skip
 
 
 def names(query: Query) -> list[str]:
@@ -84,7 +106,7 @@ def names(query: Query) -> list[str]:
     ("query", "expected"),
     [
         (Query(), ["alpha", "beta", "delta", "gamma"]),
-        (Query(states=frozenset({ModelState.READY, ModelState.FAILED})),
+        (Query(states=frozenset({ModelState.READY, ModelState.ERROR})),
          ["alpha", "delta", "gamma"]),
         (Query(device="cpu"), ["alpha"]),
         (Query(tags=frozenset({"prod"})), ["alpha", "delta"]),
@@ -95,6 +117,21 @@ def names(query: Query) -> list[str]:
         (Query(words=("prod", "alp")), ["alpha"]),
         (Query(kind=ModelKind.TEXT_EMBEDDING, dimensions=16), ["beta"]),
         (Query(dimensions=8), ["alpha", "beta", "delta", "gamma"]),
+        (Query(languages=("en",)), ["alpha", "beta"]),
+        (Query(languages=("en", "zh")), ["alpha"]),
+        (Query(languages=("zh-hant",)), ["alpha"]),
+        (Query(languages=("zh-hans",)), []),
+        (Query(precision="fp32"), ["alpha", "beta", "delta", "gamma"]),
+        (Query(precision="int8"), ["alpha"]),
+        (Query(input_type=InputType.TEXT), ["alpha", "beta", "delta"]),
+        (Query(input_type=InputType.TOKENS), ["alpha", "beta", "delta", "gamma"]),
+        (Query(runs_on="cpu"), ["alpha", "beta", "gamma"]),
+        (Query(runs_on="cuda"), ["beta", "delta"]),
+        (Query(runs_on="cuda:1"), ["delta"]),
+        (Query(prompt="query"), ["alpha"]),
+        (Query(tokens=17), ["beta"]),
+        (Query(tokens=512), ["beta"]),
+        (Query(tokens=513), []),
         (Query(order=Order.FILE_BYTES, descending=True), ["beta", "gamma", "delta", "alpha"]),
         (Query(order=Order.LAST_USED, descending=True), ["delta", "alpha", "gamma", "beta"]),
         (Query(order=Order.STATE), ["gamma", "alpha", "delta", "beta"]),
@@ -156,6 +193,7 @@ def test_a_token_of_another_order_is_refused() -> None:
         Query(page_token=token, descending=True),
         Query(page_token=token, order=Order.FILE_BYTES),
         Query(page_token="nonsense"),
+        Query(page_token=base64.urlsafe_b64encode(b"[" * 100_000).decode()),
         Query(page_token=token[:-4]),
     ):
         with pytest.raises(InvalidInput, match="page_token"):

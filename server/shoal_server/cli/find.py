@@ -12,12 +12,20 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from shoal.v1 import capabilities_pb2 as capabilities_pb
 from shoal.v1 import model_control_pb2 as pb
 from shoal_server.cli.remote import Address, CaFile, Server, ServerName, Timeout, Tls
 
 _UNFOLDED = 100_000  # columns: no line is that long
 _STATE = "MODEL_STATE_"
 
+_KINDS = {
+    name.removeprefix("MODEL_KIND_").lower(): value for name, value in pb.ModelKind.items()[1:]
+}
+_INPUT_TYPES = {
+    name.removeprefix("INPUT_TYPE_").lower(): value
+    for name, value in capabilities_pb.InputType.items()[1:]
+}
 _STATES = {name.removeprefix(_STATE).lower(): value for name, value in pb.ModelState.items()[1:]}
 
 
@@ -40,7 +48,21 @@ def find(
     ] = None,
     device: Annotated[str, typer.Option(help="In memory there: cpu, cuda:0, …")] = "",
     tag: Annotated[list[str] | None, typer.Option(help="All of them; may be repeated.")] = None,
+    kind: Annotated[str, typer.Option(help=f"One of {', '.join(_KINDS)}.")] = "",
     dimensions: Annotated[int, typer.Option(help="Vectors of that size, whole or cut.", min=0)] = 0,
+    tokens: Annotated[int, typer.Option(help="Takes inputs of so many tokens.", min=0)] = 0,
+    language: Annotated[
+        list[str] | None,
+        typer.Option(help="As cards have them: en, zh-Hant; all of them; may be repeated."),
+    ] = None,
+    precision: Annotated[str, typer.Option(help="Has a graph in it: fp32, fp16, int8.")] = "",
+    input_type: Annotated[
+        str, typer.Option("--input", help=f"Takes it: one of {', '.join(_INPUT_TYPES)}.")
+    ] = "",
+    prompt: Annotated[str, typer.Option(help="Has a prompt of that name.")] = "",
+    runs_on: Annotated[
+        str, typer.Option(help="Can be run there, in memory or not: cpu, cuda, cuda:0, …")
+    ] = "",
     sort: Annotated[Sort, typer.Option(help="What to sort by.")] = Sort.NAME,
     descending: Annotated[bool, typer.Option("--descending", help="The greatest first.")] = False,
     limit: Annotated[int, typer.Option(help="At most so many.", min=1, max=1000)] = 100,
@@ -53,14 +75,22 @@ def find(
 ) -> None:
     """Find models on a running server, in memory or not."""
     for each in state or ():
-        if each not in _STATES:
-            raise typer.BadParameter(f"{each!r} is not one of {', '.join(_STATES)}")
+        _check_known(each, list(_STATES))
+    _check_known(kind, list(_KINDS))
+    _check_known(input_type, list(_INPUT_TYPES))
     request = pb.ListModelsRequest(
         states=[_STATES[each] for each in state or ()],
         device=device,
         tags=tag or (),
         text=text,
+        kind=_KINDS.get(kind, pb.MODEL_KIND_UNSPECIFIED),
         dimensions=dimensions,
+        tokens=tokens,
+        languages=language or (),
+        precision=precision,
+        input_type=_INPUT_TYPES.get(input_type, capabilities_pb.INPUT_TYPE_UNSPECIFIED),
+        prompt=prompt,
+        runs_on=runs_on,
         order_by=pb.ModelOrder.Value(f"MODEL_ORDER_{sort.name}"),
         descending=descending,
         page_size=limit,
@@ -72,7 +102,11 @@ def find(
         typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
         return
     table = Table(box=None, pad_edge=False)
-    for title in ("model", "state", "device", "dimensions", "tags"):
+    for title in (
+        *("model", "state", "device", "dimensions", "precisions", "languages"),
+        "tags",
+        "why it is in its state",
+    ):
         table.add_column(title, no_wrap=True)
     for model in answer.models:
         table.add_row(
@@ -80,9 +114,17 @@ def find(
             pb.ModelState.Name(model.state).removeprefix(_STATE).lower(),
             model.residency.device,
             str(model.dimensions or ""),
+            " ".join(each.precision for each in model.variants),
+            " ".join(model.languages),
             escape(" ".join(model.tags)),
+            escape(model.state_reason),
         )
     # Never folded: a name that is cut in two can not be copied, or found by grep.
     Console(width=_UNFOLDED).print(table)
     if answer.next_page_token:
         typer.echo(f"{len(answer.models)} of {answer.total}; --limit shows more", err=True)
+
+
+def _check_known(name: str, names: list[str]) -> None:
+    if name and name not in names:
+        raise typer.BadParameter(f"{name!r} is not one of {', '.join(names)}")

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from shoal_server.core import ModelKey, ModelRef, is_name
 from shoal_server.errors import InvalidInput, ModelNotFound, ShoalError
+from shoal_server.registry.capabilities import Capabilities, read_capabilities
 from shoal_server.registry.manifest import (
     MODEL_FILE,
     VARIANTS_FOLDER,
@@ -24,6 +25,7 @@ from shoal_server.registry.manifest import (
     VersionManifest,
 )
 from shoal_server.registry.registry import Registry
+from shoal_server.registry.repository import default_of
 from shoal_server.registry.variants import Chosen
 
 # The clocks of files tick in milliseconds, on some file systems in whole seconds: what
@@ -48,6 +50,8 @@ class ModelFiles:
     """Why it can not be served, in words; empty when it can."""
     text: str
     """Name, description, source and licence in small letters, for searching."""
+    capabilities: Capabilities | None = None
+    """Of the version described; None when it can not be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +77,10 @@ class _Entry:
     """A folder as it was when it was read; without files it is no model's."""
 
     files: ModelFiles | None
-    pinned: ModelRef
+    pinned: str | None
+    """The version that its name was pinned to."""
     served: ModelKey | None
+    """What its name had meant so far."""
     paths: tuple[str, str]
     """The folder and its `model.toml`."""
     seen: tuple[_Seen, _Seen]
@@ -82,6 +88,16 @@ class _Entry:
     """Of the version described: what changes with its variants, and its manifest."""
     inner_seen: tuple[_Seen, ...]
     is_settled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """What names mean, for a thread that looks."""
+
+    pins: Mapping[str, str]
+    deregistered: frozenset[str]
+    served: Mapping[str, ModelKey]
+    """What names of models have meant so far; those that are left out: nobody asked."""
 
 
 class RepositoryIndex:
@@ -100,16 +116,26 @@ class RepositoryIndex:
         self._names: list[str] = []
         # The root when its names were read; None: it may have changed since.
         self._root_seen: _Seen = None
+        # Of the last look, and when that began.
+        self._found: Found | None = None
+        self._found_s = 0.0
 
     async def look(self) -> Found:
-        """Every model as the disk has it now, described at the version its name means."""
+        """Every model as the disk has it now, described at the version its name means.
+
+        Those who come while a thread looks share the next look.
+        """
+        came_s = time.monotonic()
         async with self._looking:
-            pins = dict(self._registry.pins)
+            if self._found is not None and self._found_s > came_s:
+                return self._found
+            self._found, self._found_s = None, time.monotonic()
             served = {}
             for name in self._entries:
                 if (known := self._registry.bare(name)) is not None:
                     served[name] = known.key
-            return await asyncio.to_thread(self._look, pins, served)
+            found = self._found = await asyncio.to_thread(self._look, self._names_now(served))
+            return found
 
     async def look_anew(self) -> Rescan:
         """Read every model, whether or not anybody seems to have written to it."""
@@ -117,8 +143,27 @@ class RepositoryIndex:
             before = {name: each.files for name, each in self._entries.items() if each.files}
             self._entries, self._root_seen = {}, None
             # Not what names have meant so far, but what they would mean.
-            found = await asyncio.to_thread(self._look, dict(self._registry.pins), {})
+            found = await asyncio.to_thread(self._look, self._names_now({}))
             return Rescan(before, found.models)
+
+    async def look_at(self, name: str) -> tuple[ModelFiles | None, ModelFiles | None]:
+        """Read one model, whatever else there is.
+
+        Returns:
+            What was known of it before, and what the disk says now; None: nothing.
+        """
+        async with self._looking:
+            before = self._entries.get(name)
+            root, pinned = str(self._registry.repository.root), self._registry.pins.get(name)
+            # Not what its name has meant so far, but what it would mean.
+            now = await asyncio.to_thread(self._read, root, name, pinned, None)
+            self._entries[name] = now
+            return before.files if before else None, now.files
+
+    async def forget(self, name: str) -> None:
+        """Know nothing of a model any longer, until it is looked at again."""
+        async with self._looking:
+            self._entries.pop(name, None)
 
     async def look_inside(self, names: Sequence[str]) -> Mapping[str, ModelFiles]:
         """Some of the models that `look` found, with what is inside their versions now."""
@@ -138,14 +183,19 @@ class RepositoryIndex:
                 models[name] = entry.files
         return models
 
-    def _look(self, pins: Mapping[str, str], served: Mapping[str, ModelKey]) -> Found:
+    def _names_now(self, served: Mapping[str, ModelKey]) -> _Names:
+        return _Names(dict(self._registry.pins), self._registry.deregistered, served)
+
+    def _look(self, names: _Names) -> Found:
         root = str(self._registry.repository.root)
+        pins, served = names.pins, names.served
         models, anew, entries = {}, set(), {}
         for name in self._folder_names(root):
-            pinned = ModelRef(name, pins.get(name))
+            if name in names.deregistered:
+                continue
             entry = self._entries.get(name)
-            if entry is None or _is_stale(entry, pinned, served.get(name)):
-                entry = self._read(root, name, pinned, served.get(name))
+            if entry is None or _is_stale(entry, pins.get(name), served.get(name)):
+                entry = self._read(root, name, pins.get(name), served.get(name))
                 anew.add(name)
             entries[name] = entry
             if entry.files is not None:
@@ -161,14 +211,14 @@ class RepositoryIndex:
             self._root_seen = seen if is_settled else None
         return self._names
 
-    def _read(self, root: str, name: str, pinned: ModelRef, served: ModelKey | None) -> _Entry:
+    def _read(self, root: str, name: str, pinned: str | None, served: ModelKey | None) -> _Entry:
         at_ns = time.time_ns()
         folder = f"{root}/{name}"
         manifest = f"{folder}/{MODEL_FILE}"
         # Before it is read: what is written meanwhile shows at the next look.
         seen = (_see(folder), _see(manifest))
         try:
-            files = read_files(self._registry, ModelRef(name), pinned, served)
+            files = read_files(self._registry, ModelRef(name), ModelRef(name, pinned), served)
         except ModelNotFound:
             files = None
         version = f"{folder}/{files.key.version}" if files and files.key else folder
@@ -200,11 +250,15 @@ def read_files(
     versions = tuple(repository.versions(ref.name))
     if not versions and not repository.has(ref.name):
         raise ModelNotFound(f"there is no model {ref.name!r}", metadata={"model": ref.name})
-    model, key, manifest, chosen, problem = ModelManifest(), served, None, None, ""
+    model, key, problem = ModelManifest(), served, ""
+    manifest, capabilities, chosen = None, None, None
     try:
         model = repository.model_manifest(ref.name)
+        if key is None and pinned.version is None:
+            key = ModelKey(ref.name, default_of(ref.name, model, versions))
         key = key or repository.resolve(pinned)
         manifest = repository.version_manifest(key.name, key.version)
+        capabilities = read_capabilities(repository, key, manifest)
         chosen = registry.choose(key, manifest, model.serving)
     except ModelNotFound as error:
         if ref.version is not None:
@@ -217,7 +271,7 @@ def read_files(
         problem = error.message
         key = key or (ModelKey(ref.name, versions[-1]) if versions else None)
     text = "\n".join((ref.name, model.description, model.source, model.license)).lower()
-    return ModelFiles(key, versions, model, manifest, chosen, problem, text)
+    return ModelFiles(key, versions, model, manifest, chosen, problem, text, capabilities)
 
 
 def _folders(root: str) -> list[str]:
@@ -228,11 +282,12 @@ def _folders(root: str) -> list[str]:
         return []
 
 
-def _is_stale(entry: _Entry, pinned: ModelRef, served: ModelKey | None) -> bool:
+def _is_stale(entry: _Entry, pinned: str | None, served: ModelKey | None) -> bool:
     if not entry.is_settled or entry.pinned != pinned or entry.served != served:
         return True
     folder, manifest = entry.paths
-    return (_see(folder), _see(manifest)) != entry.seen
+    folder_seen, manifest_seen = entry.seen
+    return _see(folder) != folder_seen or _see(manifest) != manifest_seen
 
 
 def _see(path: str) -> _Seen:

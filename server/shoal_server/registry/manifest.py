@@ -11,11 +11,20 @@ model's name, so a copied folder is another model.
 from __future__ import annotations
 
 import tomllib
+from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeVar
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from shoal_server.core import ModelKind, Pooling
 
@@ -46,6 +55,9 @@ class ManifestError(Exception):
     """A manifest can not be read; the message names file and field."""
 
 
+M = TypeVar("M", bound="_Manifest")
+
+
 class _Manifest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -58,7 +70,8 @@ class _Manifest(BaseModel):
             ManifestError: It is not TOML, or a field is wrong.
         """
         try:
-            return cls.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+            manifest: Self = _parsed(cls, path.read_text(encoding="utf-8"))
+            return manifest
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ManifestError(f"{path.name}: not valid TOML: {error}") from error
         except ValidationError as error:
@@ -69,6 +82,13 @@ class _Manifest(BaseModel):
     def to_toml(self) -> str:
         """The manifest as TOML, without what is unset."""
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+
+# Parsing costs more than the rest of a look at a model. The same text is the same manifest,
+# whoever reads it and when, and those who read it share it: it is not changed.
+@lru_cache(maxsize=4096)
+def _parsed(kind: type[M], text: str) -> M:
+    return kind.model_validate(tomllib.loads(text))
 
 
 class Serving(_Manifest):
@@ -142,6 +162,8 @@ class VersionManifest(_Manifest):
     """Whether a text's vector is the same alone and in any batch; checked when prepared."""
     prompts: dict[str, str] = {}
     default_prompt_name: str | None = None
+    languages: tuple[str, ...] = ()
+    """Of its texts, as the model's card has them: BCP 47 tags, or words like `multilingual`."""
     license: str = ""
     created_at: str
     """UTC, RFC 3339."""
@@ -149,6 +171,15 @@ class VersionManifest(_Manifest):
     reference: Reference | None = None
     files: dict[FileName, Sha256]
     """Every file of the version but this one, with its SHA-256."""
+
+    @field_validator("matryoshka_dimensions")
+    @classmethod
+    def _are_cuts(cls, sizes: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
+        whole = info.data.get("dimensions")
+        wrong = [size for size in sizes if whole is not None and not 1 <= size <= whole]
+        if wrong:
+            raise ValueError(f"{wrong[0]} is not in [1, {whole}], the model's dimensions")
+        return sizes
 
 
 class Closeness(_Manifest):

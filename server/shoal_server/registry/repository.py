@@ -12,15 +12,16 @@ leave the root are not followed.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
 import platformdirs
 
-from shoal_server.core import ModelKey, ModelRef, valid_name
-from shoal_server.errors import InvalidInput, ModelFileCorrupt, ModelLoadFailed, ModelNotFound
+from shoal_server.core import ModelKey, ModelRef, is_name, valid_name
+from shoal_server.errors import ModelFileCorrupt, ModelLoadFailed, ModelNotFound
 from shoal_server.registry.manifest import (
     MODEL_FILE,
     VARIANT_FILE,
@@ -55,6 +56,27 @@ def sha256_of(path: Path) -> str:
         while chunk := file.read(_HASH_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def default_of(name: str, manifest: ModelManifest, versions: Sequence[str]) -> str:
+    """The version that a bare name means: the manifest's, else the latest.
+
+    Args:
+        name: Of the model.
+        manifest: Of it.
+        versions: Its prepared ones, oldest first.
+
+    Raises:
+        ModelNotFound: There is no such version.
+    """
+    if not versions:
+        raise ModelNotFound(f"model {name!r} is not prepared", metadata={"model": name})
+    chosen = manifest.default_version
+    if chosen is None:
+        return versions[-1]
+    if chosen not in versions:
+        raise _no_version(name, chosen)
+    return chosen
 
 
 def variant_path(precision: Precision) -> str:
@@ -115,15 +137,7 @@ class ModelRepository:
             ModelNotFound: There is no such model, or no such version of it.
             ModelLoadFailed: Its `model.toml` can not be read.
         """
-        chosen = self.model_manifest(name).default_version
-        versions = self.versions(name)
-        if not versions:
-            raise ModelNotFound(f"model {name!r} is not prepared", metadata={"model": name})
-        if chosen is None:
-            return versions[-1]
-        if chosen not in versions:
-            raise _no_version(name, chosen)
-        return chosen
+        return default_of(name, self.model_manifest(name), self.versions(name))
 
     def resolve(self, ref: ModelRef) -> ModelKey:
         """The version that a name, with or without a version, stands for.
@@ -179,6 +193,8 @@ class ModelRepository:
             ModelNotFound: There is no such version.
         """
         folder = self.version_folder(name, version) / VARIANTS_FOLDER
+        if not folder.is_dir():  # as for most
+            return []
         return [each for each in _PRECISIONS if self._is_variant(folder / each)]
 
     def variant_manifest(self, name: str, version: str, precision: Precision) -> VariantManifest:
@@ -338,13 +354,22 @@ class ModelRepository:
         return (manifest.is_file() and self._is_inside(manifest)) or bool(self.versions(name))
 
     def _is_version(self, folder: Path) -> bool:
-        return (folder / VERSION_FILE).is_file() and self._is_inside(folder / VERSION_FILE)
+        manifest = folder / VERSION_FILE
+        return manifest.is_file() and self._is_inside(manifest)
 
     def _is_variant(self, folder: Path) -> bool:
-        return (folder / VARIANT_FILE).is_file() and self._is_inside(folder / VARIANT_FILE)
+        manifest = folder / VARIANT_FILE
+        return manifest.is_file() and self._is_inside(manifest)
 
     def _is_inside(self, path: Path) -> bool:
-        return path.resolve().is_relative_to(self.root.resolve())
+        """Whether no link on the way to `path`, which is below the root, leaves the root."""
+        here = os.fspath(self.root)
+        for part in path.relative_to(self.root).parts:
+            here = f"{here}/{part}"
+            if os.path.islink(here):  # noqa: PTH114  (Path costs as much again)
+                # Only then: to resolve a path costs a call for each of its parts.
+                return path.resolve().is_relative_to(self.root.resolve())
+        return True
 
     def _discard(self, folder: Path) -> None:
         # Renamed away first: a reader sees the folder whole or not at all.
@@ -353,21 +378,26 @@ class ModelRepository:
 
 
 def _size_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    """Of all files in it and below; links to folders are not followed."""
+    try:
+        with os.scandir(folder) as entries:
+            return sum(
+                _size_bytes(Path(entry.path))
+                if entry.is_dir(follow_symlinks=False)
+                else entry.stat().st_size
+                for entry in entries
+                if entry.is_dir(follow_symlinks=False) or entry.is_file()
+            )
+    except FileNotFoundError:
+        return 0
 
 
 def _folder_names(parent: Path) -> list[str]:
-    if not parent.is_dir():
-        return []
-    return [entry.name for entry in parent.iterdir() if _is_name(entry.name) and entry.is_dir()]
-
-
-def _is_name(text: str) -> bool:
     try:
-        valid_name(text, "name")
-    except InvalidInput:
-        return False
-    return True
+        with os.scandir(parent) as entries:
+            return [entry.name for entry in entries if is_name(entry.name) and entry.is_dir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def _natural(version: str) -> list[tuple[int, int, str]]:

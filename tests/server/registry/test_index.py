@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 from pathlib import Path
 
 import pytest
 
+from shoal_server.errors import ModelNotFound
 from shoal_server.registry.index import ModelFiles, RepositoryIndex
 from shoal_server.registry.manifest import MODEL_FILE, VERSION_FILE
 from shoal_server.registry.registry import Registry
@@ -129,3 +131,57 @@ async def test_no_repository_is_an_empty_one(tmp_path: Path) -> None:
     assert (await index.look()).models == {}
     make_tiny_model(root, "one")
     assert list((await index.look()).models) == ["one"]
+
+
+async def test_those_who_come_during_a_look_share_the_next(index: RepositoryIndex) -> None:
+    """Not the one that goes on: it may have passed what was written since."""
+    first, *others = await asyncio.gather(*(index.look() for _ in range(5)))
+    assert all(each is others[0] for each in others)
+    assert first is not others[0]
+    assert await index.look() is not others[0]
+
+
+async def test_one_model_is_looked_at_by_itself(index: RepositoryIndex, root: Path) -> None:
+    """What was known of it, and what is there now; nothing of what is not there."""
+    before, now = await index.look_at("one")
+    assert before is None
+    assert now is not None
+    make_tiny_model(root, "side", version="2")
+    (root / "side" / "2").rename(root / "one" / "2")
+    before, again = await index.look_at("one")
+    assert before == now
+    assert again is not None
+    assert again.versions == ("1", "2")
+    assert await index.look_at("nobody") == (None, None)
+
+
+async def test_a_deregistered_model_is_not_found(
+    index: RepositoryIndex, root: Path, registry: Registry
+) -> None:
+    """Nor is it told as removed, or as added, by a look at everything."""
+    settle(root)
+    await index.look()
+    registry.deregister("two")
+    await index.forget("two")
+    assert list((await index.look()).models) == ["one"]
+    anew = await index.look_anew()
+    assert (list(anew.before), list(anew.now)) == (["one"], ["one"])
+    registry.register("two")
+    assert list((await index.look()).models) == ["one", "two"]
+
+
+async def test_a_version_that_was_on_its_way_is_not_known(registry: Registry, root: Path) -> None:
+    """One that was looked up, or loaded, while its model was deregistered."""
+    version = await registry.resolve("two")
+    targets = registry.targets("two")
+    registry.deregister("two")
+    registry.renew("two", targets, [version])
+    registry.adopt(version)
+    assert registry.known("two") is None
+    for text in ("two", "two@1"):
+        with pytest.raises(ModelNotFound, match="deregistered"):
+            await registry.resolve(text)
+    with pytest.raises(ModelNotFound):
+        registry.version(version.key)
+    registry.register("two")
+    assert (await registry.resolve("two")).key == version.key

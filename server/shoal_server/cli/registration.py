@@ -1,0 +1,71 @@
+"""`shoal models register` and `deregister`: what a running server knows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+from google.protobuf import duration_pb2
+
+from shoal.v1 import model_control_pb2 as pb
+from shoal_server.cli.remote import Address, CaFile, Server, ServerName, Timeout, Tls
+
+# Requests in flight may take their time.
+_UNLOAD_TIMEOUT_S = 600.0
+
+_Name = Annotated[str, typer.Argument(metavar="NAME", help="Of its folder in the repository.")]
+
+
+def register(
+    name: _Name,
+    address: Address = "",
+    timeout_s: Timeout = 10,
+    tls: Tls = False,
+    ca_file: CaFile = None,
+    server_name: ServerName = "",
+) -> None:
+    """Let a running server know one model, or its changes, at once.
+
+    Takes `deregister` back. What is served from memory goes on as it is.
+    """
+    with Server(address, tls, ca_file, server_name).control() as control:
+        answer = control.RegisterModel(pb.RegisterModelRequest(model=name), timeout=timeout_s)
+    version = f"@{answer.model.version}" if answer.model.version else ", without a version"
+    if answer.added:
+        what = "registered"
+    else:
+        what = "read anew" if answer.changed else "known, and as it was"
+    outdated = "; another version is in memory, and served until `shoal models load`"
+    typer.echo(f"{name}{version}: {what}{outdated if answer.outdated else ''}")
+
+
+def deregister(
+    name: _Name,
+    force_after: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds that requests in flight get. Default: as long as they take.", min=0
+        ),
+    ] = None,
+    address: Address = "",
+    timeout_s: Timeout = _UNLOAD_TIMEOUT_S,
+    tls: Tls = False,
+    ca_file: CaFile = None,
+    server_name: ServerName = "",
+) -> None:
+    """Let a running server neither serve nor list a model, until `register`.
+
+    Its files, tags and pins stay. It outlasts a restart.
+    """
+    request = pb.DeregisterModelRequest(model=name)
+    if force_after is not None:
+        duration = duration_pb2.Duration()
+        duration.FromNanoseconds(round(force_after * 1e9))
+        request.force_after.CopyFrom(duration)
+    with Server(address, tls, ca_file, server_name).control() as control:
+        control.DeregisterModel(request, timeout=timeout_s)
+    typer.echo(f"{name}: deregistered")
+
+
+COMMANDS: dict[str, Callable[..., None]] = {"register": register, "deregister": deregister}
