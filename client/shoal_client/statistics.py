@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -88,6 +89,22 @@ class Traffic:
 
 
 @dataclass(frozen=True, slots=True)
+class Totals:
+    """What one version of a model was ever asked for; attributes as those of `Traffic`."""
+
+    requests: int
+    errors: Mapping[str, int]
+    items: int
+    tokens: int
+    truncated: int
+
+    @property
+    def failed(self) -> int:
+        """Requests that failed, for whatever reason."""
+        return sum(self.errors.values())
+
+
+@dataclass(frozen=True, slots=True)
 class ModelStatistics:
     """Of one version of a model.
 
@@ -96,12 +113,14 @@ class ModelStatistics:
         version: Its version.
         recent: Of the last minute or so.
         since_start: Of all time since the server started.
+        all_time: Over restarts, since `Statistics.all_time_began`.
     """
 
     model: str
     version: str
     recent: Traffic
     since_start: Traffic
+    all_time: Totals
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,12 +150,14 @@ class CallerUsage:
         model: The model's name; empty where it was not known.
         recent: Of the last minute or so.
         since_start: Of all time since the server started.
+        all_time: Over restarts, since `Statistics.all_time_began`.
     """
 
     caller: str
     model: str
     recent: UsageCounts
     since_start: UsageCounts
+    all_time: UsageCounts
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,14 +180,16 @@ class Statistics:
     """Of the server that answered.
 
     Attributes:
-        models: By name and version; only of models that were used.
-        usage: By caller and model; only of those that came.
+        models: By name and version; only of models that were ever used.
+        usage: By caller and model; only of those that ever came.
         gpus: That models may run on.
+        all_time_began: When the counting of all time began.
     """
 
     models: tuple[ModelStatistics, ...]
     usage: tuple[CallerUsage, ...]
     gpus: tuple[GpuStatistics, ...]
+    all_time_began: datetime
 
 
 def read_statistics(response: pb.GetStatisticsResponse) -> Statistics:
@@ -180,6 +203,7 @@ def read_statistics(response: pb.GetStatisticsResponse) -> Statistics:
                 version=each.version,
                 recent=_traffic(each.recent, recent_s),
                 since_start=_traffic(each.since_start, since_start_s),
+                all_time=_totals(each.all_time),
             )
             for each in response.models
         ),
@@ -189,10 +213,12 @@ def read_statistics(response: pb.GetStatisticsResponse) -> Statistics:
                 model=each.model,
                 recent=_usage(each.recent),
                 since_start=_usage(each.since_start),
+                all_time=_usage(each.all_time),
             )
             for each in response.usage
         ),
         gpus=tuple(_gpu(each) for each in response.gpus),
+        all_time_began=response.all_time_began.ToDatetime(tzinfo=UTC),
     )
 
 
@@ -211,6 +237,16 @@ def _traffic(traffic: pb.ModelTraffic, duration_s: float) -> Traffic:
         batch_tokens=traffic.batch_tokens,
         padding_tokens=traffic.padding_tokens,
         running_s=traffic.running.ToNanoseconds() / 1e9,
+    )
+
+
+def _totals(totals: pb.ModelTotals) -> Totals:
+    return Totals(
+        requests=totals.requests,
+        errors=dict(totals.errors),
+        items=totals.items,
+        tokens=totals.tokens,
+        truncated=totals.truncated,
     )
 
 

@@ -1,14 +1,14 @@
 """What was in memory comes back after a restart, the most used first.
 
-Sessions are noted as they come and go, and how often they were used once a minute and
+Sessions are noted as they come and go, and how often they were used every so often and
 at the end. A server that is killed so finds at its next start what it had in memory,
-with counts of a minute ago.
+with counts that are not quite the last ones.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -23,11 +23,11 @@ from shoal_server.registry.registry import ModelVersion, Registry
 from shoal_server.registry.remembered import Former, former_change, former_residents
 from shoal_server.registry.store import Change, RecordStore
 from shoal_server.registry.whole import WholeTasks
+from shoal_server.residency.free_memory import FreeMemory
 from shoal_server.residency.pool import SessionPool
 
 log = structlog.get_logger(__name__)
 
-_COUNT_EVERY_S = 60.0
 # Of the uses before a restart: what is used now outweighs what was used last year.
 _CARRIED = 0.5
 
@@ -35,13 +35,15 @@ _CARRIED = 0.5
 class ResidentRecords:
     """Writes down what is in memory. A `PoolObserver`; belongs to the event loop's thread."""
 
-    def __init__(self, store: RecordStore) -> None:
+    def __init__(self, store: RecordStore, write_every_s: float) -> None:
         """Begin with what the store remembers.
 
         Args:
             store: Of the repository.
+            write_every_s: How often uses are written.
         """
         self._store = store
+        self._write_every_s = write_every_s
         self.former: Sequence[Former] = former_residents(store)
         """What was in memory when the server ended, the most used first."""
         self._carried = {each.key: each.uses * _CARRIED for each in self.former}
@@ -58,7 +60,7 @@ class ResidentRecords:
         """Note what came into memory."""
         if load.error is None:
             uses = self._carried.get(load.key, 0.0)
-            self._now[load.key] = former = Former(load.key, load.device, pinned=False, uses=uses)
+            self._now[load.key] = former = Former(load.key, load.device, uses)
             self._tasks.start(self._write(former_change(load.key, former)))
 
     def unloading(self, key: ModelKey, why: Unloading) -> None:
@@ -91,7 +93,7 @@ class ResidentRecords:
 
     async def _count_always(self) -> None:
         while True:
-            await asyncio.sleep(_COUNT_EVERY_S)
+            await asyncio.sleep(self._write_every_s)
             await self._write(*self._counts())
 
     def _counts(self) -> list[Change]:
@@ -99,9 +101,10 @@ class ResidentRecords:
         for key, former in self._now.items():
             resident = self._pool.get(key)
             if resident is not None:
-                uses = self._carried.get(key, 0.0) + resident.uses
-                fresh = replace(former, uses=uses, pinned=resident.pinned)
-                changes.append(former_change(key, fresh))
+                fresh = replace(former, uses=self._carried.get(key, 0.0) + resident.uses)
+                if fresh != former:
+                    self._now[key] = fresh
+                    changes.append(former_change(key, fresh))
         return changes
 
     async def _write(self, *changes: Change) -> None:
@@ -112,13 +115,12 @@ class ResidentRecords:
 
 @dataclass(frozen=True, slots=True)
 class Return:
-    """Brings former residents back, as long as there is room, and evicts nothing for them."""
+    """Brings former residents back, as long as there is free memory; nobody leaves for them."""
 
     registry: Registry
     pool: SessionPool[LoadedModel]
     placement: Placement
-    predict_bytes: Callable[[ModelKey, str], int]
-    """Size of a version in memory on a device, before it is loaded."""
+    free: FreeMemory
 
     async def bring_back(self, records: ResidentRecords) -> None:
         """Load them one after the other; what can not be loaded is forgotten and logged."""
@@ -135,22 +137,16 @@ class Return:
         key = former.key
         version = await self.registry.look_up(ModelRef(key.name, key.version))
         device = self._device(version, former.device)
-        if not self._has_room(key, device):
-            log.info("former_resident_left_out", model=str(key), error=f"no room on {device}")
+        obstacle = await self.free.obstacle(key, device)
+        if obstacle:
+            log.info("former_resident_left_out", model=str(key), error=obstacle)
             return
-        pin = True if former.pinned or version.serving.pinned else None
-        await self.pool.load(key, device, pin=pin, why=LoadReason.START)
+        await self.pool.load_ahead(
+            key, device, pinned=version.serving.pinned, hold_s=0.0, why=LoadReason.START
+        )
 
     def _device(self, version: ModelVersion, wanted: str) -> str:
         try:
             return self.placement.device_for(version, wanted)
         except FailedPrecondition:  # it is not there any longer
             return self.placement.device_for(version)
-
-    def _has_room(self, key: ModelKey, device: str) -> bool:
-        models, size_bytes = self.pool.counted(device)
-        budget = self.pool.budget(device)
-        if budget.max_models is not None and models >= budget.max_models:
-            return False
-        needed_bytes = size_bytes + self.predict_bytes(key, device)
-        return budget.max_bytes is None or needed_bytes <= budget.max_bytes

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import grpc
 import pytest
-from google.protobuf import duration_pb2
+from google.protobuf import duration_pb2, timestamp_pb2
 
 from shoal.v1 import statistics_pb2 as pb
-from shoal_client import Client, Latency, ModelNotFoundError, Statistics, UsageCounts
+from shoal_client import Client, Latency, ModelNotFoundError, Statistics, Totals, UsageCounts
 from tests.client.fake import FakeServer, status
 
 
@@ -31,13 +33,25 @@ def answered(client: Client, fake: FakeServer) -> Statistics:
     fake.statistics = pb.GetStatisticsResponse(
         recent=duration_pb2.Duration(seconds=20),
         since_start=duration_pb2.Duration(seconds=100),
-        models=[pb.ModelStatistics(model="fake", version="1", recent=traffic, since_start=traffic)],
+        all_time_began=timestamp_pb2.Timestamp(seconds=1_800_000_000),
+        models=[
+            pb.ModelStatistics(
+                model="fake",
+                version="1",
+                recent=traffic,
+                since_start=traffic,
+                all_time=pb.ModelTotals(
+                    requests=300, errors={"OVERLOADED": 50}, items=400, tokens=20_000, truncated=30
+                ),
+            )
+        ],
         usage=[
             pb.CallerUsage(
                 caller="search",
                 model="fake",
                 recent=pb.UsageCounts(requests=1, failed=2, items=3, tokens=4),
                 since_start=pb.UsageCounts(requests=5),
+                all_time=pb.UsageCounts(requests=50, tokens=60),
             )
         ],
         gpus=[
@@ -68,6 +82,15 @@ def test_what_follows_from_the_numbers(answered: Statistics) -> None:
     assert (model.recent.requests_per_s, model.recent.items_per_s) == (1.5, 2)
     assert (model.recent.tokens_per_s, model.since_start.tokens_per_s) == (100, 20)
     assert (model.recent.failed, model.recent.mean_batch_size) == (6, 6)
+
+
+def test_totals_of_all_time(answered: Statistics) -> None:
+    """Of models and of callers, with when they began."""
+    (model,), (usage,) = answered.models, answered.usage
+    assert model.all_time == Totals(300, {"OVERLOADED": 50}, 400, 20_000, 30)
+    assert model.all_time.failed == 50
+    assert usage.all_time == UsageCounts(50, 0, 0, 60)
+    assert answered.all_time_began == datetime.fromtimestamp(1_800_000_000, UTC)
 
 
 def test_usage(answered: Statistics) -> None:

@@ -1,15 +1,19 @@
-"""What was in memory comes back after a restart, if that is wanted and there is room."""
+"""What was in memory comes back after a restart, where there is free memory for it."""
 
 from __future__ import annotations
 
 import shutil
 import signal
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from shoal.v1 import model_control_pb2 as control_pb
+from shoal_server.registry.store import STATE_FILE
 from tests.running import RunningServer
-from tests.server.api.calls import KNOWN_TEXT, Connection, assert_no_surprise, eventually
+from tests.server.api.calls import KNOWN_TEXT, TIMEOUT_S, Connection, assert_no_surprise, eventually
 from tests.tiny_model import make_tiny_model
 
 NAMES = ("rarely", "often", "sometimes", "never")
@@ -31,8 +35,16 @@ def run_once(root: Path, ends_by: signal.Signals = signal.SIGTERM) -> None:
                     connection.embed(KNOWN_TEXT, model=name)
             connection.load("never")
             connection.unload("never")
+            # Nobody waits for these records, which are written when there is time.
+            eventually(lambda: noted(root) == {"rarely@1", "often@1", "sometimes@1"}, "all noted")
         server.signal(ends_by)
         server.wait()
+
+
+def noted(root: Path) -> set[str]:
+    """What the file says is in memory."""
+    with closing(sqlite3.connect(root / STATE_FILE, timeout=TIMEOUT_S)) as file:
+        return {key for (key,) in file.execute("SELECT key FROM records WHERE kind = 'resident'")}
 
 
 def in_memory(connection: Connection) -> list[str]:
@@ -43,22 +55,82 @@ def in_memory(connection: Connection) -> list[str]:
 
 
 def test_the_most_used_comes_first(root: Path) -> None:
-    """What was unloaded before does not come; the default model is not among them here."""
+    """And after the server is ready; what was unloaded before does not come."""
     run_once(root)
     with (
-        RunningServer(model_dir=root, preload="none", restore_models=True) as server,
+        RunningServer(model_dir=root, preload="none") as server,
         Connection(server.address) as connection,
     ):
         eventually(lambda: len(in_memory(connection)) == 3, "three models in memory")
         assert in_memory(connection) == ["often", "sometimes", "rarely"]
+        ready, *loads = (
+            number
+            for number, line in enumerate(server.output)
+            if "shoal: ready" in line or "model_loaded" in line
+        )
+        assert "shoal: ready" in server.output[ready]
+        assert len(loads) == 3
         assert_no_surprise(server)
 
 
+def test_nothing_comes_back_while_memory_is_short(root: Path) -> None:
+    """From the elevated level on; the server serves, and says what it left out."""
+    run_once(root)
+    with (
+        RunningServer(
+            model_dir=root,
+            preload="none",
+            pressure_lower_threshold=1e-9,
+            pressure_threshold=2e-9,
+            pressure_critical_threshold=1.0,
+            pressure_hold_s=0,
+        ) as server,
+        Connection(server.address) as connection,
+    ):
+        eventually(
+            lambda: sum("former_resident_left_out" in line for line in server.output) == 3,
+            "all of them are left out",
+        )
+        assert any("memory" in line and "often@1" in line for line in server.output)
+        assert in_memory(connection) == []
+        connection.embed(KNOWN_TEXT, model="often")
+
+
+def test_a_pinned_one_is_pinned_again(root: Path) -> None:
+    """Though the server was killed as soon as it had answered; unpinned ones are not."""
+    with (
+        RunningServer(model_dir=root, preload="none") as server,
+        Connection(server.address) as connection,
+    ):
+        for name in ("rarely", "often", "sometimes"):
+            connection.load(name, pin=True)
+        connection.embed(KNOWN_TEXT, model="never")
+        pin(connection, "often", False)
+        connection.unload("sometimes")
+        connection.load("sometimes")
+        pin(connection, "never", True)
+        server.signal(signal.SIGKILL)
+        server.wait()
+    with (
+        RunningServer(model_dir=root, preload="none") as server,
+        Connection(server.address) as connection,
+    ):
+        eventually(lambda: len(in_memory(connection)) == 4, "four models in memory")
+        models = connection.models()
+        assert {name for name in NAMES if models[name].residency.pinned} == {"rarely", "never"}
+        assert_no_surprise(server)
+
+
+def pin(connection: Connection, model: str, pinned: bool) -> None:
+    request = control_pb.PinModelRequest(model=model, pin=pinned)
+    connection.control.PinModel(request, timeout=TIMEOUT_S)
+
+
 def test_after_kill_9_they_come_back_too(root: Path) -> None:
-    """In whatever order: how often they were used is a minute old."""
+    """In whatever order: how often they were used is not quite up to date."""
     run_once(root, signal.SIGKILL)
     with (
-        RunningServer(model_dir=root, preload="none", restore_models=True) as server,
+        RunningServer(model_dir=root, preload="none") as server,
         Connection(server.address) as connection,
     ):
         eventually(lambda: len(in_memory(connection)) == 3, "three models in memory")
@@ -70,9 +142,7 @@ def test_nothing_is_evicted_for_them(root: Path) -> None:
     """Where there is room for two, the two most used come."""
     run_once(root)
     with (
-        RunningServer(
-            model_dir=root, preload="none", restore_models=True, max_resident_models=2
-        ) as server,
+        RunningServer(model_dir=root, preload="none", max_resident_models=2) as server,
         Connection(server.address) as connection,
     ):
         eventually(
@@ -87,7 +157,7 @@ def test_one_that_is_gone_is_left_out(root: Path) -> None:
     run_once(root)
     shutil.rmtree(root / "often")
     with (
-        RunningServer(model_dir=root, preload="none", restore_models=True) as server,
+        RunningServer(model_dir=root, preload="none") as server,
         Connection(server.address) as connection,
     ):
         eventually(lambda: len(in_memory(connection)) == 2, "two models in memory")
@@ -96,17 +166,17 @@ def test_one_that_is_gone_is_left_out(root: Path) -> None:
         assert_no_surprise(server)
 
 
-def test_by_default_nothing_comes_back(root: Path) -> None:
+def test_where_it_is_off_nothing_comes_back(root: Path) -> None:
     """Nor later, when it is turned on: what was in memory is what was there last."""
     run_once(root)
     with (
-        RunningServer(model_dir=root, preload="none") as server,
+        RunningServer(model_dir=root, preload="none", restore_models=False) as server,
         Connection(server.address) as connection,
     ):
         connection.embed(KNOWN_TEXT, model="never")
         assert in_memory(connection) == ["never"]
     with (
-        RunningServer(model_dir=root, preload="none", restore_models=True) as server,
+        RunningServer(model_dir=root, preload="none") as server,
         Connection(server.address) as connection,
     ):
         eventually(lambda: in_memory(connection), "a model in memory")

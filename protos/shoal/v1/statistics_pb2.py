@@ -23,37 +23,44 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19shoal/v1/statistics.proto\x12\x08shoal.v1\x1a\x1egoogle/protobuf/duration.proto\"%\n\x14GetStatisticsRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\xea\x01\n\x15GetStatisticsResponse\x12)\n\x06recent\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0bsince_start\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06models\x18\x03 \x03(\x0b\x32\x19.shoal.v1.ModelStatistics\x12$\n\x05usage\x18\x04 \x03(\x0b\x32\x15.shoal.v1.CallerUsage\x12%\n\x04gpus\x18\x05 \x03(\x0b\x32\x17.shoal.v1.GpuStatistics\"\x86\x01\n\x0fModelStatistics\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12&\n\x06recent\x18\x03 \x01(\x0b\x32\x16.shoal.v1.ModelTraffic\x12+\n\x0bsince_start\x18\x04 \x01(\x0b\x32\x16.shoal.v1.ModelTraffic\"\xeb\x03\n\x0cModelTraffic\x12\x10\n\x08requests\x18\x01 \x01(\x04\x12\x32\n\x06\x65rrors\x18\x02 \x03(\x0b\x32\".shoal.v1.ModelTraffic.ErrorsEntry\x12\r\n\x05items\x18\x03 \x01(\x04\x12\x0e\n\x06tokens\x18\x04 \x01(\x04\x12\x11\n\ttruncated\x18\x05 \x01(\x04\x12\"\n\x07latency\x18\x06 \x01(\x0b\x32\x11.shoal.v1.Latency\x12 \n\x05queue\x18\x07 \x01(\x0b\x32\x11.shoal.v1.Latency\x12$\n\tinference\x18\x08 \x01(\x0b\x32\x11.shoal.v1.Latency\x12;\n\x0b\x62\x61tch_sizes\x18\t \x03(\x0b\x32&.shoal.v1.ModelTraffic.BatchSizesEntry\x12\x14\n\x0c\x62\x61tch_tokens\x18\n \x01(\x04\x12\x16\n\x0epadding_tokens\x18\x0b \x01(\x04\x12*\n\x07running\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\x1a-\n\x0b\x45rrorsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a\x31\n\x0f\x42\x61tchSizesEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"j\n\x07Latency\x12\x0f\n\x07mean_us\x18\x01 \x01(\x04\x12\x0e\n\x06p50_us\x18\x02 \x01(\x04\x12\x0e\n\x06p90_us\x18\x03 \x01(\x04\x12\x0e\n\x06p95_us\x18\x04 \x01(\x04\x12\x0e\n\x06p99_us\x18\x05 \x01(\x04\x12\x0e\n\x06max_us\x18\x06 \x01(\x04\"\x7f\n\x0b\x43\x61llerUsage\x12\x0e\n\x06\x63\x61ller\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12%\n\x06recent\x18\x03 \x01(\x0b\x32\x15.shoal.v1.UsageCounts\x12*\n\x0bsince_start\x18\x04 \x01(\x0b\x32\x15.shoal.v1.UsageCounts\"N\n\x0bUsageCounts\x12\x10\n\x08requests\x18\x01 \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\x02 \x01(\x04\x12\r\n\x05items\x18\x03 \x01(\x04\x12\x0e\n\x06tokens\x18\x04 \x01(\x04\"\x81\x01\n\rGpuStatistics\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x18\n\x0butilization\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12\x1f\n\x12memory_utilization\x18\x03 \x01(\x02H\x01\x88\x01\x01\x42\x0e\n\x0c_utilizationB\x15\n\x13_memory_utilizationb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19shoal/v1/statistics.proto\x12\x08shoal.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"%\n\x14GetStatisticsRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\x9e\x02\n\x15GetStatisticsResponse\x12)\n\x06recent\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0bsince_start\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06models\x18\x03 \x03(\x0b\x32\x19.shoal.v1.ModelStatistics\x12$\n\x05usage\x18\x04 \x03(\x0b\x32\x15.shoal.v1.CallerUsage\x12%\n\x04gpus\x18\x05 \x03(\x0b\x32\x17.shoal.v1.GpuStatistics\x12\x32\n\x0e\x61ll_time_began\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xaf\x01\n\x0fModelStatistics\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12&\n\x06recent\x18\x03 \x01(\x0b\x32\x16.shoal.v1.ModelTraffic\x12+\n\x0bsince_start\x18\x04 \x01(\x0b\x32\x16.shoal.v1.ModelTraffic\x12\'\n\x08\x61ll_time\x18\x05 \x01(\x0b\x32\x15.shoal.v1.ModelTotals\"\xb3\x01\n\x0bModelTotals\x12\x10\n\x08requests\x18\x01 \x01(\x04\x12\x31\n\x06\x65rrors\x18\x02 \x03(\x0b\x32!.shoal.v1.ModelTotals.ErrorsEntry\x12\r\n\x05items\x18\x03 \x01(\x04\x12\x0e\n\x06tokens\x18\x04 \x01(\x04\x12\x11\n\ttruncated\x18\x05 \x01(\x04\x1a-\n\x0b\x45rrorsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\xeb\x03\n\x0cModelTraffic\x12\x10\n\x08requests\x18\x01 \x01(\x04\x12\x32\n\x06\x65rrors\x18\x02 \x03(\x0b\x32\".shoal.v1.ModelTraffic.ErrorsEntry\x12\r\n\x05items\x18\x03 \x01(\x04\x12\x0e\n\x06tokens\x18\x04 \x01(\x04\x12\x11\n\ttruncated\x18\x05 \x01(\x04\x12\"\n\x07latency\x18\x06 \x01(\x0b\x32\x11.shoal.v1.Latency\x12 \n\x05queue\x18\x07 \x01(\x0b\x32\x11.shoal.v1.Latency\x12$\n\tinference\x18\x08 \x01(\x0b\x32\x11.shoal.v1.Latency\x12;\n\x0b\x62\x61tch_sizes\x18\t \x03(\x0b\x32&.shoal.v1.ModelTraffic.BatchSizesEntry\x12\x14\n\x0c\x62\x61tch_tokens\x18\n \x01(\x04\x12\x16\n\x0epadding_tokens\x18\x0b \x01(\x04\x12*\n\x07running\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\x1a-\n\x0b\x45rrorsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a\x31\n\x0f\x42\x61tchSizesEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"j\n\x07Latency\x12\x0f\n\x07mean_us\x18\x01 \x01(\x04\x12\x0e\n\x06p50_us\x18\x02 \x01(\x04\x12\x0e\n\x06p90_us\x18\x03 \x01(\x04\x12\x0e\n\x06p95_us\x18\x04 \x01(\x04\x12\x0e\n\x06p99_us\x18\x05 \x01(\x04\x12\x0e\n\x06max_us\x18\x06 \x01(\x04\"\xa8\x01\n\x0b\x43\x61llerUsage\x12\x0e\n\x06\x63\x61ller\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12%\n\x06recent\x18\x03 \x01(\x0b\x32\x15.shoal.v1.UsageCounts\x12*\n\x0bsince_start\x18\x04 \x01(\x0b\x32\x15.shoal.v1.UsageCounts\x12\'\n\x08\x61ll_time\x18\x05 \x01(\x0b\x32\x15.shoal.v1.UsageCounts\"N\n\x0bUsageCounts\x12\x10\n\x08requests\x18\x01 \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\x02 \x01(\x04\x12\r\n\x05items\x18\x03 \x01(\x04\x12\x0e\n\x06tokens\x18\x04 \x01(\x04\"\x81\x01\n\rGpuStatistics\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x18\n\x0butilization\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12\x1f\n\x12memory_utilization\x18\x03 \x01(\x02H\x01\x88\x01\x01\x42\x0e\n\x0c_utilizationB\x15\n\x13_memory_utilizationb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'shoal.v1.statistics_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_MODELTOTALS_ERRORSENTRY']._loaded_options = None
+  _globals['_MODELTOTALS_ERRORSENTRY']._serialized_options = b'8\001'
   _globals['_MODELTRAFFIC_ERRORSENTRY']._loaded_options = None
   _globals['_MODELTRAFFIC_ERRORSENTRY']._serialized_options = b'8\001'
   _globals['_MODELTRAFFIC_BATCHSIZESENTRY']._loaded_options = None
   _globals['_MODELTRAFFIC_BATCHSIZESENTRY']._serialized_options = b'8\001'
-  _globals['_GETSTATISTICSREQUEST']._serialized_start=71
-  _globals['_GETSTATISTICSREQUEST']._serialized_end=108
-  _globals['_GETSTATISTICSRESPONSE']._serialized_start=111
-  _globals['_GETSTATISTICSRESPONSE']._serialized_end=345
-  _globals['_MODELSTATISTICS']._serialized_start=348
-  _globals['_MODELSTATISTICS']._serialized_end=482
-  _globals['_MODELTRAFFIC']._serialized_start=485
-  _globals['_MODELTRAFFIC']._serialized_end=976
-  _globals['_MODELTRAFFIC_ERRORSENTRY']._serialized_start=880
-  _globals['_MODELTRAFFIC_ERRORSENTRY']._serialized_end=925
-  _globals['_MODELTRAFFIC_BATCHSIZESENTRY']._serialized_start=927
-  _globals['_MODELTRAFFIC_BATCHSIZESENTRY']._serialized_end=976
-  _globals['_LATENCY']._serialized_start=978
-  _globals['_LATENCY']._serialized_end=1084
-  _globals['_CALLERUSAGE']._serialized_start=1086
-  _globals['_CALLERUSAGE']._serialized_end=1213
-  _globals['_USAGECOUNTS']._serialized_start=1215
-  _globals['_USAGECOUNTS']._serialized_end=1293
-  _globals['_GPUSTATISTICS']._serialized_start=1296
-  _globals['_GPUSTATISTICS']._serialized_end=1425
+  _globals['_GETSTATISTICSREQUEST']._serialized_start=104
+  _globals['_GETSTATISTICSREQUEST']._serialized_end=141
+  _globals['_GETSTATISTICSRESPONSE']._serialized_start=144
+  _globals['_GETSTATISTICSRESPONSE']._serialized_end=430
+  _globals['_MODELSTATISTICS']._serialized_start=433
+  _globals['_MODELSTATISTICS']._serialized_end=608
+  _globals['_MODELTOTALS']._serialized_start=611
+  _globals['_MODELTOTALS']._serialized_end=790
+  _globals['_MODELTOTALS_ERRORSENTRY']._serialized_start=745
+  _globals['_MODELTOTALS_ERRORSENTRY']._serialized_end=790
+  _globals['_MODELTRAFFIC']._serialized_start=793
+  _globals['_MODELTRAFFIC']._serialized_end=1284
+  _globals['_MODELTRAFFIC_ERRORSENTRY']._serialized_start=745
+  _globals['_MODELTRAFFIC_ERRORSENTRY']._serialized_end=790
+  _globals['_MODELTRAFFIC_BATCHSIZESENTRY']._serialized_start=1235
+  _globals['_MODELTRAFFIC_BATCHSIZESENTRY']._serialized_end=1284
+  _globals['_LATENCY']._serialized_start=1286
+  _globals['_LATENCY']._serialized_end=1392
+  _globals['_CALLERUSAGE']._serialized_start=1395
+  _globals['_CALLERUSAGE']._serialized_end=1563
+  _globals['_USAGECOUNTS']._serialized_start=1565
+  _globals['_USAGECOUNTS']._serialized_end=1643
+  _globals['_GPUSTATISTICS']._serialized_start=1646
+  _globals['_GPUSTATISTICS']._serialized_end=1775
 # @@protoc_insertion_point(module_scope)

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
@@ -56,6 +57,7 @@ class GetStatisticsResponse(_message.Message):
     MODELS_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     GPUS_FIELD_NUMBER: _builtins.int
+    ALL_TIME_BEGAN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def recent(self) -> _duration_pb2.Duration:
         """What "recent" reaches back to, now: statistics_window_s (60), less what the window's
@@ -68,17 +70,21 @@ class GetStatisticsResponse(_message.Message):
 
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelStatistics]:
-        """By name and version; only of models that were used. The one without a name stands
+        """By name and version; only of models that were ever used. The one without a name stands
         for requests whose model was not known.
         """
 
     @_builtins.property
     def usage(self) -> _containers.RepeatedCompositeFieldContainer[Global___CallerUsage]:
-        """By caller and model; only those that came."""
+        """By caller and model; only those that ever came."""
 
     @_builtins.property
     def gpus(self) -> _containers.RepeatedCompositeFieldContainer[Global___GpuStatistics]:
         """The GPUs that models may run on."""
+
+    @_builtins.property
+    def all_time_began(self) -> _timestamp_pb2.Timestamp:
+        """When the counting of "all_time" began; it goes on over restarts."""
 
     def __init__(
         self,
@@ -88,10 +94,11 @@ class GetStatisticsResponse(_message.Message):
         models: _abc.Iterable[Global___ModelStatistics] | None = ...,
         usage: _abc.Iterable[Global___CallerUsage] | None = ...,
         gpus: _abc.Iterable[Global___GpuStatistics] | None = ...,
+        all_time_began: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["recent", b"recent", "since_start", b"since_start"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["all_time_began", b"all_time_began", "recent", b"recent", "since_start", b"since_start"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["gpus", b"gpus", "models", b"models", "recent", b"recent", "since_start", b"since_start", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all_time_began", b"all_time_began", "gpus", b"gpus", "models", b"models", "recent", b"recent", "since_start", b"since_start", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -107,6 +114,7 @@ class ModelStatistics(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     RECENT_FIELD_NUMBER: _builtins.int
     SINCE_START_FIELD_NUMBER: _builtins.int
+    ALL_TIME_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Its name; empty for requests whose model was not known."""
     version: _builtins.str
@@ -119,6 +127,12 @@ class ModelStatistics(_message.Message):
     def since_start(self) -> Global___ModelTraffic:
         """Of all time since the server started."""
 
+    @_builtins.property
+    def all_time(self) -> Global___ModelTotals:
+        """Of this server and those that had its records before. Written to disk every
+        statistics_write_s (30); what was counted since is lost when the server is killed.
+        """
+
     def __init__(
         self,
         *,
@@ -126,14 +140,75 @@ class ModelStatistics(_message.Message):
         version: _builtins.str = ...,
         recent: Global___ModelTraffic | None = ...,
         since_start: Global___ModelTraffic | None = ...,
+        all_time: Global___ModelTotals | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["recent", b"recent", "since_start", b"since_start"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["all_time", b"all_time", "recent", b"recent", "since_start", b"since_start"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "recent", b"recent", "since_start", b"since_start", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all_time", b"all_time", "model", b"model", "recent", b"recent", "since_start", b"since_start", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ModelStatistics: _TypeAlias = ModelStatistics  # noqa: Y015
+
+@_typing.final
+class ModelTotals(_message.Message):
+    """What one version of a model was ever asked for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ErrorsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    ERRORS_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    TRUNCATED_FIELD_NUMBER: _builtins.int
+    requests: _builtins.int
+    """As in ModelTraffic."""
+    items: _builtins.int
+    """As in ModelTraffic."""
+    tokens: _builtins.int
+    """As in ModelTraffic."""
+    truncated: _builtins.int
+    """As in ModelTraffic."""
+    @_builtins.property
+    def errors(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """As in ModelTraffic."""
+
+    def __init__(
+        self,
+        *,
+        requests: _builtins.int = ...,
+        errors: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        items: _builtins.int = ...,
+        tokens: _builtins.int = ...,
+        truncated: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["errors", b"errors", "items", b"items", "requests", b"requests", "tokens", b"tokens", "truncated", b"truncated"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelTotals: _TypeAlias = ModelTotals  # noqa: Y015
 
 @_typing.final
 class ModelTraffic(_message.Message):
@@ -311,6 +386,7 @@ class CallerUsage(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     RECENT_FIELD_NUMBER: _builtins.int
     SINCE_START_FIELD_NUMBER: _builtins.int
+    ALL_TIME_FIELD_NUMBER: _builtins.int
     caller: _builtins.str
     """The name that the operator gave it; else "key:" and twelve digits of the SHA-256 of
     its API key; else the host it calls from. "(others)": callers that came when
@@ -326,6 +402,10 @@ class CallerUsage(_message.Message):
     def since_start(self) -> Global___UsageCounts:
         """Of all time since the server started."""
 
+    @_builtins.property
+    def all_time(self) -> Global___UsageCounts:
+        """As ModelStatistics.all_time."""
+
     def __init__(
         self,
         *,
@@ -333,10 +413,11 @@ class CallerUsage(_message.Message):
         model: _builtins.str = ...,
         recent: Global___UsageCounts | None = ...,
         since_start: Global___UsageCounts | None = ...,
+        all_time: Global___UsageCounts | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["recent", b"recent", "since_start", b"since_start"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["all_time", b"all_time", "recent", b"recent", "since_start", b"since_start"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "model", b"model", "recent", b"recent", "since_start", b"since_start"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all_time", b"all_time", "caller", b"caller", "model", b"model", "recent", b"recent", "since_start", b"since_start"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -12,9 +12,10 @@ from shoal_server.core import ModelKey
 from shoal_server.inference.devices import CPU
 from shoal_server.registry.registry import Registry
 from shoal_server.residency.probes import Gpus
+from shoal_server.statistics.all_time import AllTime
 from shoal_server.statistics.counts import ModelCounts, UsageCounts
 from shoal_server.statistics.histogram import DurationHistogram
-from shoal_server.statistics.statistics import Statistics
+from shoal_server.statistics.totals import ModelTotals
 
 _CALLERS_AT_ONCE = 100
 _SHARES = (0.5, 0.9, 0.95, 0.99)
@@ -24,17 +25,18 @@ class StatisticsReader:
     """Puts the answer together. On the event loop."""
 
     def __init__(
-        self, statistics: Statistics, registry: Registry, gpus: Gpus, devices: Sequence[str]
+        self, all_time: AllTime, registry: Registry, gpus: Gpus, devices: Sequence[str]
     ) -> None:
         """Wire it.
 
         Args:
-            statistics: What was counted.
+            all_time: What was counted here, and before.
             registry: Knows what names stand for.
             gpus: Tells how busy they are.
             devices: That models may run on: `cpu`, `cuda:0`, …
         """
-        self._statistics = statistics
+        self._all_time = all_time
+        self._statistics = all_time.statistics
         self._registry = registry
         self._gpus = gpus
         self._devices = devices
@@ -46,13 +48,14 @@ class StatisticsReader:
             InvalidInput: It can not be a name.
             ModelNotFound: There is no such model.
         """
-        statistics = self._statistics
-        keys = await self._keys(model) if model else statistics.used_models()
+        statistics, all_time = self._statistics, self._all_time
+        keys = await self._keys(model) if model else all_time.models()
         response = pb.GetStatisticsResponse(
             recent=_duration(statistics.recent_s),
             since_start=_duration(statistics.since_start_s),
             gpus=[self._gpu(device) for device in self._devices if device != CPU],
         )
+        response.all_time_began.FromSeconds(int(all_time.began_s))
         for key in keys:
             counted = statistics.of_model(key)
             response.models.add(
@@ -60,28 +63,31 @@ class StatisticsReader:
                 version=key.version if key else "",
                 recent=_traffic(counted.recent),
                 since_start=_traffic(counted.since_start),
+                all_time=_totals(all_time.of_model(key)),
             )
             # Requests do not wait until hundreds of models are added up.
             await asyncio.sleep(0)
         names = {key.name for key in keys if key}
-        for number, ((caller, name), usage) in enumerate(statistics.usage().items()):
+        for number, (caller, name) in enumerate(all_time.callers()):
             if number % _CALLERS_AT_ONCE == 0:
                 await asyncio.sleep(0)
             if not model or name in names:
+                counts = statistics.usage((caller, name))
                 response.usage.add(
                     caller=caller,
                     model=name,
-                    recent=_usage(usage.recent),
-                    since_start=_usage(usage.since_start),
+                    recent=_usage(counts.recent),
+                    since_start=_usage(counts.since_start),
+                    all_time=_usage(all_time.of_caller((caller, name))),
                 )
         return response
 
     async def _keys(self, text: str) -> list[ModelKey]:
-        """The versions that a name means here and that were used."""
+        """The versions that a name means here and that were ever used."""
         refs = [target.ref for target in self._registry.targets(text)]
         found = [
             key
-            for key in self._statistics.used_models()
+            for key in self._all_time.models()
             if key and any(key.name == ref.name and ref.version in (None, key.version)
                            for ref in refs)
         ]  # fmt: skip
@@ -115,6 +121,16 @@ def _traffic(counts: ModelCounts) -> pb.ModelTraffic:
         batch_tokens=counts.batch_tokens,
         padding_tokens=counts.padding_tokens,
         running=_duration(counts.running_s),
+    )
+
+
+def _totals(totals: ModelTotals) -> pb.ModelTotals:
+    return pb.ModelTotals(
+        requests=totals.requests,
+        errors=totals.errors,
+        items=totals.items,
+        tokens=totals.tokens,
+        truncated=totals.truncated,
     )
 
 

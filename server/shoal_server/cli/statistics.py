@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -20,6 +20,7 @@ from shoal.v1 import statistics_pb2 as pb
 from shoal_server.cli.remote import Address, CaFile, Server, ServerName, Timeout, Tls
 
 _UNFOLDED = 100_000  # columns: no line is that long
+_INTERRUPTED = 128 + signal.SIGINT
 
 
 def stats(
@@ -41,15 +42,17 @@ def stats(
 ) -> None:
     """Show what models and callers asked of a running server, and what it took.
 
-    Of the last minute or so, and since the server started.
+    Of the last minute or so, since the server started, and of all time, over restarts.
     """
     server = Server(address, tls, ca_file, server_name)
-    with suppress(KeyboardInterrupt):
-        answers = _answers(server, model, timeout_s, interval_s if watch else None)
+    answers = _answers(server, model, timeout_s, interval_s if watch else None)
+    try:
         if as_json:
             _print_json(answers, indent=None if watch else 2)
         else:
             _print_tables(answers)
+    except KeyboardInterrupt:
+        raise typer.Exit(_INTERRUPTED) from None
 
 
 def _answers(
@@ -107,8 +110,12 @@ def _models(answer: pb.GetStatisticsResponse) -> Table:
     ):
         table.add_column(title, justify="right")
     for model in answer.models:
-        table.add_row(_name(model), _time(answer.recent), *_row(model.recent, answer.recent))
-        table.add_row("", _time(answer.since_start), *_row(model.since_start, answer.since_start))
+        name, since_start = _name(model), answer.since_start
+        if model.since_start.requests:
+            table.add_row(name, _time(answer.recent), *_row(model.recent, answer.recent))
+            table.add_row("", _time(since_start), *_row(model.since_start, since_start))
+            name = ""
+        table.add_row(name, "all time", *_totals_row(model.all_time))
     if not answer.models:
         table.add_row("no requests yet", _time(answer.since_start))
     return table
@@ -133,6 +140,12 @@ def _row(traffic: pb.ModelTraffic, duration: Duration) -> list[str]:
     ]
 
 
+def _totals_row(totals: pb.ModelTotals) -> list[str]:
+    failed = sum(totals.errors.values())
+    counts = (totals.requests, failed, totals.items, "", "", totals.truncated)
+    return [str(count) for count in counts]
+
+
 def _usage(answer: pb.GetStatisticsResponse) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("caller", no_wrap=True)
@@ -142,10 +155,12 @@ def _usage(answer: pb.GetStatisticsResponse) -> Table:
         table.add_column(f"{title}, {recent}", justify="right")
     for title in ("requests", "failed", "items", "tokens"):
         table.add_column(f"{title}, {start}", justify="right")
+    for title in ("requests", "failed", "items", "tokens"):
+        table.add_column(f"{title}, all time", justify="right")
     for usage in answer.usage:
         counts = [
             str(count)
-            for each in (usage.recent, usage.since_start)
+            for each in (usage.recent, usage.since_start, usage.all_time)
             for count in (each.requests, each.failed, each.items, each.tokens)
         ]
         table.add_row(escape(usage.caller), usage.model or "(unknown)", *counts)

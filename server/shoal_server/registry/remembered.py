@@ -19,6 +19,8 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 _ALIAS, _PIN, _LABELS, _RESIDENT = "alias", "pin", "labels", "resident"
+_IN_MEMORY = "pinned_in_memory"
+_DEREGISTERED = "deregistered"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,8 @@ class RememberedNames:
     """Names of models to versions."""
     labels: Mapping[str, Labels]
     """Of models, by `name`, and of versions, by `name@version`."""
+    deregistered: frozenset[str] = frozenset()
+    """Names of the models that are neither served nor listed."""
 
 
 NO_NAMES = RememberedNames({}, {}, {})
@@ -42,9 +46,10 @@ def remembered_names(store: RecordStore) -> RememberedNames:
     serve the others.
     """
     return RememberedNames(
-        aliases=_read(store, _ALIAS, Alias.from_record),
-        pins=_read(store, _PIN, _read_pin),
-        labels=_read(store, _LABELS, Labels.from_record),
+        aliases=read_records(store, _ALIAS, Alias.from_record),
+        pins=read_records(store, _PIN, _read_pin),
+        labels=read_records(store, _LABELS, Labels.from_record),
+        deregistered=frozenset(read_records(store, _DEREGISTERED, _read_deregistered)),
     )
 
 
@@ -63,20 +68,24 @@ def labels_change(ref: str, labels: Labels) -> Change:
     return Change(_LABELS, ref, labels.to_record())
 
 
+def deregistered_change(name: str, is_deregistered: bool) -> Change:
+    """To write that a model is neither served nor listed, or that it is again."""
+    return Change(_DEREGISTERED, name, {} if is_deregistered else None)
+
+
 @dataclass(frozen=True, slots=True)
 class Former:
     """A version that was in memory."""
 
     key: ModelKey
     device: str
-    pinned: bool
     uses: float
     """Requests; those of earlier runs of the server count less."""
 
 
 def former_residents(store: RecordStore) -> list[Former]:
     """What was in memory when the server ended, the most used first."""
-    found = _read(store, _RESIDENT, _read_former).values()
+    found = read_records(store, _RESIDENT, _read_former).values()
     return sorted(found, key=lambda each: (-each.uses, str(each.key)))
 
 
@@ -84,19 +93,46 @@ def former_change(key: ModelKey, former: Former | None) -> Change:
     """To write that a version is in memory, or that it is not."""
     if former is None:
         return Change(_RESIDENT, str(key), None)
-    record = {"device": former.device, "pinned": former.pinned, "uses": former.uses}
+    record = {"device": former.device, "uses": former.uses}
     return Change(_RESIDENT, str(key), record)
 
 
-def _read_former(text: str, record: Record) -> Former:
+def remembered_memory_pins(store: RecordStore) -> dict[ModelKey, bool]:
+    """Versions that somebody pinned in memory, or, against their manifest, unpinned."""
+    found = read_records(
+        store, _IN_MEMORY, lambda text, record: (read_key(text), bool(record["pinned"]))
+    )
+    return dict(found.values())
+
+
+def memory_pin_change(key: ModelKey, pinned: bool | None) -> Change:
+    """To write whether a version is pinned in memory; None: as its manifest says."""
+    return Change(_IN_MEMORY, str(key), None if pinned is None else {"pinned": pinned})
+
+
+def read_key(text: str) -> ModelKey:
+    """A version, as keys of records have it.
+
+    Raises:
+        ValueError: It is none.
+        InvalidInput: The same.
+    """
     ref = ModelRef.parse(text)
     if ref.version is None:
         raise ValueError(f"{text} has no version")
+    return ModelKey(ref.name, ref.version)
+
+
+def _read_former(text: str, record: Record) -> Former:
     device = valid_device(str(record["device"]), "device")
     uses = record["uses"]
     if not isinstance(uses, int | float):
         raise TypeError("uses is a number")
-    return Former(ModelKey(ref.name, ref.version), device, bool(record["pinned"]), float(uses))
+    return Former(read_key(text), device, float(uses))
+
+
+def _read_deregistered(name: str, _: Record) -> str:
+    return valid_name(name, "model")
 
 
 def _read_pin(name: str, record: Record) -> str:
@@ -104,7 +140,14 @@ def _read_pin(name: str, record: Record) -> str:
     return valid_name(str(record["version"]), "version")
 
 
-def _read(store: RecordStore, kind: str, parse: Callable[[str, Record], T]) -> dict[str, T]:
+def read_records(store: RecordStore, kind: str, parse: Callable[[str, Record], T]) -> dict[str, T]:
+    """The records of a kind; one that makes no sense is left out and logged.
+
+    Args:
+        store: Has them.
+        kind: Of the records.
+        parse: From a key and its record; fails when they make none.
+    """
     found = {}
     for key, record in store.records(kind).items():
         try:

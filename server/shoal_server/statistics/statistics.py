@@ -10,13 +10,14 @@ from dataclasses import dataclass
 
 from shoal_server.core import ModelKey
 from shoal_server.statistics.counts import Counts, ModelCounts, UsageCounts, UsageKey
+from shoal_server.statistics.totals import ModelTotals, sum_of
 from shoal_server.statistics.window import SlidingWindow
 
 OTHERS = "(others)"
 """Callers that came when there were too many to count each by its name."""
 
 # Usage is kept of so many times max_callers pairs of caller and model.
-_PAIRS_PER_CALLER = 10
+PAIRS_PER_CALLER = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,12 @@ class Usage:
 
 
 class Statistics:
-    """Counts requests and batches. Belongs to the event loop's thread."""
+    """Counts requests and batches. Belongs to the event loop's thread.
+
+    Attributes:
+        changed_models: Those that requests were counted for since this was last emptied.
+        changed_callers: The same of callers and models.
+    """
 
     def __init__(self, *, window_s: float, max_callers: int, clock: Callable[[], float]) -> None:
         """Begin to count.
@@ -51,6 +57,8 @@ class Statistics:
         self._max_callers = max_callers
         self._callers: set[str] = set()
         self._pairs: set[UsageKey] = set()
+        self.changed_models: set[ModelKey | None] = set()
+        self.changed_callers: set[UsageKey] = set()
 
     def answered(
         self,
@@ -85,6 +93,7 @@ class Statistics:
         model.total.record(seconds)
         model.queue.record(queue_s)
         model.inference.record(inference_s)
+        self.changed_models.add(key)
         usage = now.caller(*self._counted_as(caller, key.name))
         usage.requests += 1
         usage.items += items
@@ -102,6 +111,7 @@ class Statistics:
         model = now.model(key)
         model.requests += 1
         model.errors[reason] += 1
+        self.changed_models.add(key)
         usage = now.caller(*self._counted_as(caller, key.name if key else ""))
         usage.requests += 1
         usage.failed += 1
@@ -138,28 +148,40 @@ class Statistics:
             since_start=_sum_of_model(self._window.all(), key),
         )
 
-    def usage(self) -> dict[UsageKey, Usage]:
-        """What was counted for each caller and model, by name."""
-        recent = _sums_of_usage(self._window.recent())
-        since_start = _sums_of_usage(self._window.all())
-        return {
-            key: Usage(recent.get(key, UsageCounts()), since_start[key])
-            for key in sorted(since_start)
-        }
+    def used_by(self) -> set[UsageKey]:
+        """Callers, and the models that anything was counted for them with."""
+        return {key for counts in self._window.all() for key in counts.usage}
+
+    def usage(self, key: UsageKey) -> Usage:
+        """What was counted for a caller and model; takes some microseconds."""
+        return Usage(
+            recent=_sum_of_usage(self._window.recent(), key),
+            since_start=self.totals_of_caller(key),
+        )
+
+    def totals_of_model(self, key: ModelKey | None) -> ModelTotals:
+        """What was counted for a model since the start, without what takes long to add up."""
+        parts = (counts.models.get(key) for counts in self._window.all())
+        return sum_of(part for part in parts if part is not None)
+
+    def totals_of_caller(self, key: UsageKey) -> UsageCounts:
+        """What was counted for a caller and model since the start."""
+        return _sum_of_usage(self._window.all(), key)
 
     def _counted_as(self, caller: str, model: str) -> UsageKey:
         pair = (caller, model)
-        if pair in self._pairs:
-            return pair
-        if not self._has_room(caller):
-            return (OTHERS, model)
-        self._callers.add(caller)
-        self._pairs.add(pair)
+        if pair not in self._pairs:
+            if self._has_room(caller):
+                self._callers.add(caller)
+                self._pairs.add(pair)
+            else:
+                pair = (OTHERS, model)
+        self.changed_callers.add(pair)
         return pair
 
     def _has_room(self, caller: str) -> bool:
         """Whether one more model of a caller can be counted by the caller's name."""
-        return len(self._pairs) < _PAIRS_PER_CALLER * self._max_callers and (
+        return len(self._pairs) < PAIRS_PER_CALLER * self._max_callers and (
             caller in self._callers or len(self._callers) < self._max_callers
         )
 
@@ -173,9 +195,10 @@ def _sum_of_model(parts: Iterable[Counts], key: ModelKey | None) -> ModelCounts:
     return total
 
 
-def _sums_of_usage(parts: Iterable[Counts]) -> dict[UsageKey, UsageCounts]:
-    totals: dict[UsageKey, UsageCounts] = {}
+def _sum_of_usage(parts: Iterable[Counts], key: UsageKey) -> UsageCounts:
+    total = UsageCounts()
     for counts in parts:
-        for key, usage in counts.usage.items():
-            totals.setdefault(key, UsageCounts()).add(usage)
-    return totals
+        usage = counts.usage.get(key)
+        if usage is not None:
+            total.add(usage)
+    return total

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -32,14 +36,26 @@ def answer() -> pb.GetStatisticsResponse:
     )
     unknown = pb.ModelTraffic(requests=2, errors={"MODEL_NOT_FOUND": 2})
     usage = pb.UsageCounts(requests=90, failed=6, items=120, tokens=6000)
+    ever = pb.UsageCounts(requests=91, failed=7, items=121, tokens=6001)
     return pb.GetStatisticsResponse(
         recent=duration_pb2.Duration(seconds=60),
         since_start=duration_pb2.Duration(seconds=36_000),
         models=[
-            pb.ModelStatistics(model="tiny", version="1", recent=recent, since_start=recent),
+            pb.ModelStatistics(
+                model="tiny",
+                version="1",
+                recent=recent,
+                since_start=recent,
+                all_time=pb.ModelTotals(requests=900, errors={"OVERLOADED": 7}, items=1000),
+            ),
+            pb.ModelStatistics(model="old", version="1", all_time=pb.ModelTotals(requests=3)),
             pb.ModelStatistics(recent=unknown, since_start=unknown),
         ],
-        usage=[pb.CallerUsage(caller="[search]", model="tiny", recent=usage, since_start=usage)],
+        usage=[
+            pb.CallerUsage(
+                caller="[search]", model="tiny", recent=usage, since_start=usage, all_time=ever
+            )
+        ],
         gpus=[
             pb.GpuStatistics(device="cuda:0", utilization=0.75, memory_utilization=0.5),
             pb.GpuStatistics(device="cuda:1"),
@@ -95,16 +111,22 @@ def cells(line: str) -> list[str]:
 
 
 def test_the_table(shoal: Shoal, address: str) -> None:
-    """A line for the last minute and one since the start; what failed, who called, the GPUs."""
+    """Lines for the last minute, since the start and all time; what failed, who called, the GPUs.
+
+    What was used only before the start has the last of these.
+    """
     result = shoal("models", "stats", "--address", address)
     assert (result.exit_code, result.stderr) == (0, "")
     lines = result.stdout.splitlines()
     numbers = ["90", "6", "120", "2.0", "100", "3", "6.0", "2.0", "4.0", "5.0", "9.0", "0.5", "1.3"]
     assert cells(lines[1]) == ["tiny@1", "60", "s", *numbers]
     assert cells(lines[2])[:5] == ["10.0", "h", "90", "6", "120"]
-    assert cells(lines[3])[:5] == ["(unknown)", "60", "s", "2", "2"]
+    assert cells(lines[3]) == ["all", "time", "900", "7", "1000", "0"]
+    assert cells(lines[4])[:4] == ["old@1", "all", "time", "3"]
+    assert cells(lines[5])[:5] == ["(unknown)", "60", "s", "2", "2"]
     assert "tiny@1 failed since the start: 1 CANCELLED, 5 OVERLOADED" in lines
-    assert ["[search]", "tiny", *["90", "6", "120", "6000"] * 2] in [cells(each) for each in lines]
+    counts = [*["90", "6", "120", "6000"] * 2, "91", "7", "121", "6001"]
+    assert ["[search]", "tiny", *counts] in [cells(each) for each in lines]
     assert "cuda:0: busy 75%, memory 50%" in lines
     assert "cuda:1: its driver does not tell how busy it is" in lines
 
@@ -126,7 +148,7 @@ def test_json(shoal: Shoal, address: str) -> None:
     result = shoal("models", "stats", "--json", "--address", address)
     found = json.loads(result.stdout)
     assert found["models"][0]["recent"]["requests"] == "90"
-    assert found["models"][1]["recent"]["truncated"] == "0"
+    assert found["models"][2]["recent"]["truncated"] == "0"
     assert found["since_start"] == "36000s"
     assert "utilization" not in found["gpus"][1]
 
@@ -143,3 +165,22 @@ def test_watch(shoal: Shoal, fake: Answering, address: str, arguments: tuple[str
         assert len([json.loads(line) for line in result.stdout.splitlines()]) == 3
     else:
         assert result.stdout.count("tiny@1 ") == 6
+
+
+def test_ctrl_c_ends_quietly(fake: Answering, address: str) -> None:
+    """No traceback and no word, and the status that shells expect."""
+    fake.left = 1000
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("SHOAL_")}
+    command = [sys.executable, "-m", "shoal_server", "models", "stats", "--watch", "--json"]
+    with subprocess.Popen(
+        [*command, "--interval", "60", "--address", address],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    ) as process:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["models"]
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output, errors) == (130, "", "")

@@ -70,7 +70,7 @@ def test_what_is_not_recent_counts_since_the_start(statistics: Statistics, clock
     assert (model.recent.requests, model.recent.items, model.recent.batch_tokens) == (1, 0, 0)
     assert (model.since_start.requests, model.since_start.items) == (2, 3)
     assert (model.since_start.batch_tokens, model.since_start.total.count) == (20, 1)
-    usage = statistics.usage()["x", "a"]
+    usage = statistics.usage(("x", "a"))
     assert usage.recent == UsageCounts(requests=1, failed=1)
     assert usage.since_start == UsageCounts(requests=2, failed=1, items=3, tokens=20)
 
@@ -80,8 +80,8 @@ def test_reading_changes_nothing(statistics: Statistics, clock: Clock) -> None:
     for now_s in (0.0, 30.0, 100.0):
         clock.now_s = now_s
         answered(statistics, "x", A)
-    first = statistics.of_model(A), statistics.usage()
-    again = statistics.of_model(A), statistics.usage()
+    first = statistics.of_model(A), statistics.usage(("x", "a"))
+    again = statistics.of_model(A), statistics.usage(("x", "a"))
     assert first[0].since_start.requests == again[0].since_start.requests == 3
     assert first[0].since_start.total.count == again[0].since_start.total.count == 3
     assert first[1] == again[1]
@@ -91,7 +91,7 @@ def test_models_of_callers_are_bounded_too(statistics: Statistics) -> None:
     """A thousand callers of a thousand models each would be a million counts."""
     for number in range(30):
         answered(statistics, "x", ModelKey(f"m{number}", "1"))
-    counted = [caller for caller, _ in statistics.usage()]
+    counted = [caller for caller, _ in statistics.used_by()]
     assert (counted.count("x"), counted.count(OTHERS)) == (20, 10)
 
 
@@ -100,7 +100,7 @@ def test_callers_beyond_the_bound_are_counted_together(statistics: Statistics) -
     for caller in ("x", "y", "z", "w", "x"):
         answered(statistics, caller, A)
     counted = {
-        caller: each.since_start.requests for (caller, _), each in statistics.usage().items()
+        key[0]: statistics.usage(key).since_start.requests for key in statistics.used_by()
     }
     assert counted == {"x": 2, "y": 1, OTHERS: 2}
 
@@ -129,7 +129,7 @@ def test_models_and_callers_add_up_to_the_same(
         else:
             statistics.failed(caller, key, "OVERLOADED")
     models = [statistics.of_model(key) for key in statistics.used_models()]
-    usage = statistics.usage().values()
+    usage = [statistics.usage(key) for key in statistics.used_by()]
     assert sum(each.since_start.requests for each in models) == len(events)
     for span in ("recent", "since_start"):
         for name in ("requests", "items", "tokens"):

@@ -1,0 +1,1 @@
+"""When models are asked for, week after week, and what will be wanted soon."""
