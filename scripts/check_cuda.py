@@ -13,6 +13,8 @@ What must hold, for fp32 and for the fp16 variant (`shoal models quantize NAME
 
 - every vector's cosine to fp32 on the CPU is at least 0.9995;
 - a text in a batch, or beside other runs, has the vector that it has alone (0.9999);
+- a closed session gives its memory back, again and again, and opened from RAM, with no file
+  read, gives the same vectors (what `gpu_idle_s` does with idle models);
 - the server's answers are those vectors;
 - the server reaches 90% of the bare runtime's embeddings a second, with 64 texts a request.
 
@@ -60,6 +62,7 @@ from loadtests.workloads import SPECS, make_workload  # noqa: E402
 from shoal.v1 import embed_pb2  # noqa: E402
 from shoal_server.inference.bound_model import BoundModel  # noqa: E402
 from shoal_server.inference.cuda import CudaOptions, cuda_problem  # noqa: E402
+from shoal_server.inference.graph_in_memory import GraphInMemory, hold  # noqa: E402
 from shoal_server.inference.onnx_model import OnnxModel  # noqa: E402
 from shoal_server.inference.onnx_session import CPU_PROVIDER  # noqa: E402
 from shoal_server.inference.tokenizer import TextTokenizer  # noqa: E402
@@ -67,6 +70,11 @@ from shoal_server.registry.manifest import (  # noqa: E402
     GRAPH_FILE,
     TOKENIZER_FILE,
     VersionManifest,
+)
+from shoal_server.residency.probes import (  # noqa: E402
+    Gpus,
+    resident_set_bytes,
+    return_free_memory,
 )
 
 Float32 = npt.NDArray[np.float32]
@@ -80,6 +88,9 @@ MIN_SHARE = 0.9
 _BATCH = 32
 _QUICK_STRIDE = 4
 _THREADS = 4
+_REOPENED = 3
+# What may be missing after a session was closed: a tenth of it, or this.
+_MISSING_BYTES = 16 << 20
 _TEXT_FILES = (
     ROOT / "tests" / "data" / "reference_texts.json",
     *(ROOT / "server" / "shoal_server" / "preparation").glob("*_texts.json"),
@@ -209,7 +220,15 @@ class Subject:
         names = ("short",) if self.options.quick else ("short", "mixed")
         return {name: list(make_workload(SPECS[name], count_tokens).texts) for name in names}
 
-    def open(self, precision: str, lanes: int) -> BoundModel:
+    def in_memory(self, precision: str) -> GraphInMemory:
+        """The graph and its weights, in RAM."""
+        graph = self.graph(precision)
+        beside = {path.name: path.read_bytes() for path in graph.parent.glob(f"{graph.name}?*")}
+        return hold(graph.read_bytes(), beside)
+
+    def open(
+        self, precision: str, lanes: int, in_memory: GraphInMemory | None = None
+    ) -> BoundModel:
         """As the server opens it on a GPU."""
         return BoundModel.open(
             self.graph(precision),
@@ -219,7 +238,17 @@ class Subject:
             max_tokens=self.manifest.max_tokens,
             dimensions=self.manifest.dimensions,
             lanes=lanes,
+            in_memory=in_memory,
         )
+
+    def used_bytes(self) -> int:
+        """Memory in use: of the GPU by whomever, of RAM by this process."""
+        if self.options.device == "cpu":
+            return_free_memory()
+            return resident_set_bytes() or 0
+        memory = Gpus().memory(int(self.options.device.partition(":")[2] or 0))
+        assert memory is not None  # noqa: S101
+        return memory.total_bytes - memory.free_bytes
 
 
 def _facts(options: argparse.Namespace) -> dict[str, str]:
@@ -282,7 +311,34 @@ def _is_right(subject: Subject, precision: str, report: Report) -> bool:
         ),
     ]
     model.close()
+    holds.append(_comes_back(subject, precision, alone, sequences, report))
     return all(holds)
+
+
+def _comes_back(
+    subject: Subject, precision: str, expected: Float32, sequences: Ids, report: Report
+) -> bool:
+    """Open it from RAM and close it, several times."""
+    where = f"{precision} on {subject.options.device}"
+    in_memory = subject.in_memory(precision)
+    before, most, seconds = subject.used_bytes(), 0, []
+    for _ in range(_REOPENED):
+        began_s = time.perf_counter()
+        model = subject.open(precision, lanes=1, in_memory=in_memory)
+        seconds.append(time.perf_counter() - began_s)
+        found = _alone(model.run, sequences)
+        most = max(most, subject.used_bytes() - before)
+        model.close()
+        del model
+    missing = subject.used_bytes() - before
+    detail = f"{most / 1e6:.0f} MB open, {missing / 1e6:.0f} MB after {_REOPENED} times"
+    freed = report.check(
+        f"{where} gives its memory back", missing <= max(_MISSING_BYTES, most / 10), detail
+    )
+    name = f"{where} is the same out of RAM"
+    same = _compare(report, name, found, expected, MIN_COSINE_ALONE)
+    print(f"      opened out of RAM in {statistics.median(seconds):.2f} s")
+    return freed and same
 
 
 Run = Callable[..., "object"]

@@ -26,13 +26,13 @@ _START_S = 60
 _STOP_S = 60
 
 
-def launch(**settings: object) -> subprocess.Popen[str]:
+def launch(module: str = "shoal_server", /, **settings: object) -> subprocess.Popen[str]:
     """`shoal serve` on free ports, as it starts; its output comes through a pipe."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("SHOAL_")}
     chosen = {"grpc_port": 0, "http_port": 0, "model_dir": MODELS, **settings}
     environment |= {f"SHOAL_{name.upper()}": str(value) for name, value in chosen.items()}
     return subprocess.Popen(
-        [sys.executable, "-m", "shoal_server", "serve"],
+        [sys.executable, "-m", module, "serve"],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -59,10 +59,10 @@ class RunningServer:
         output: Lines of standard output and error so far.
     """
 
-    def __init__(self, **settings: object) -> None:
+    def __init__(self, module: str = "shoal_server", /, **settings: object) -> None:
         self.output: list[str] = []
         self._found = threading.Event()
-        self.process = launch(**settings)
+        self.process = launch(module, **settings)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         if not self._found.wait(_START_S) or not self._ready:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
+from pathlib import Path, PurePath
 
 import structlog
 
@@ -20,6 +22,7 @@ from shoal_server.batching.batcher import Batcher, BatchObserver
 from shoal_server.batching.cost import CostModel
 from shoal_server.batching.policy import BatchLimits
 from shoal_server.batching.slots import Slots
+from shoal_server.batching.turns import Turns
 from shoal_server.batching.warm_up import warm_up, warm_up_shapes
 from shoal_server.core import ModelKey
 from shoal_server.errors import (
@@ -27,20 +30,23 @@ from shoal_server.errors import (
     InferenceFailed,
     ModelLoadFailed,
     ShoalError,
-    Unavailable,
 )
 from shoal_server.inference.backend import Backend
 from shoal_server.inference.bound_model import BoundModel
 from shoal_server.inference.cuda import CudaOptions
 from shoal_server.inference.devices import CPU
+from shoal_server.inference.graph_in_memory import GraphInMemory, hold
 from shoal_server.inference.onnx_model import OnnxModel
 from shoal_server.inference.packed import PackedCache, packed_key
 from shoal_server.inference.packing import save_packed
 from shoal_server.inference.tokenizer import TextTokenizer
+from shoal_server.loaded_model import Improvement, Kept, LoadedModel, WarmModel
 from shoal_server.registry.manifest import TOKENIZER_FILE
 from shoal_server.registry.registry import ModelVersion, Registry
 from shoal_server.registry.verification import Verification
 from shoal_server.residency.probes import Gpus, resident_set_bytes, return_free_memory
+
+__all__ = ["LoadOptions", "LoadedModel", "ModelLoader"]
 
 log = structlog.get_logger(__name__)
 
@@ -48,85 +54,8 @@ log = structlog.get_logger(__name__)
 # the runtime's own structures (docs/performance.md: 126 MB for a file of 90 MB).
 _BYTES_PER_FILE_BYTE = 1.35
 _BYTES_OF_RUNTIME = 8 * 1024 * 1024
-
-
-class LoadedModel:
-    """A model in memory, ready to embed: what the pool holds and lends."""
-
-    def __init__(
-        self,
-        version: ModelVersion,
-        *,
-        device: str,
-        size_bytes: int,
-        tokenizer: TextTokenizer,
-        batcher: Batcher,
-        backend: Backend,
-        executor: Executor,
-        background_executor: Executor,
-        improve: Callable[[], None] | None,
-    ) -> None:
-        """Put together by `ModelLoader`.
-
-        Args:
-            version: What is loaded.
-            device: Where.
-            size_bytes: What it takes.
-            tokenizer: Of the model.
-            batcher: Runs `backend`.
-            backend: Closed with this.
-            executor: Threads for blocking work.
-            background_executor: For work that nobody waits for.
-            improve: Makes the backend faster; blocking, and done in the background
-                once somebody has had an answer.
-        """
-        self.version = version
-        self.device = device
-        self.size_bytes = size_bytes
-        self.tokenizer = tokenizer
-        self.batcher = batcher
-        self._backend = backend
-        self._executor = executor
-        self._background_executor = background_executor
-        self._improve = improve
-        self._improving: asyncio.Future[None] | None = None
-
-    @property
-    def idle_s(self) -> float | None:
-        """See `Session.idle_s`: what the model's own `model.toml` says."""
-        serving = self.version.serving
-        return serving.ram_idle_s if self.device == CPU else serving.gpu_idle_s
-
-    def lease_ended(self) -> None:
-        """Improve the backend, now that who waited for the load does not wait any longer."""
-        if self._improve is not None:
-            improve, self._improve = self._improve, None
-            self._improving = asyncio.get_running_loop().run_in_executor(
-                self._background_executor, improve
-            )
-
-    async def shrink(self) -> None:
-        """Give back memory that only runs need; nobody closes it meanwhile."""
-        if isinstance(self._backend, OnnxModel):
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self._executor, self._backend.shrink)
-
-    def abort(self, reason: Unavailable) -> None:
-        """Fail the requests that wait, and take no more."""
-        self.batcher.close(reason)
-
-    async def close(self) -> None:
-        """Free the memory; returns when the system has it back."""
-        self.batcher.close(Unavailable(f"model {self.version.key} is being unloaded"))
-        if self._improving is not None:
-            await asyncio.wait({self._improving})
-        # Runs whose callers left may still be going on.
-        await self.batcher.idle()
-        await asyncio.get_running_loop().run_in_executor(self._executor, self._free)
-
-    def _free(self) -> None:
-        self._backend.close()
-        return_free_memory()
+# A tokenizer in memory, by its file: 6.3 MB for 0.71 MB (all-MiniLM-L6-v2), rounded up.
+_BYTES_PER_TOKENIZER_BYTE = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +66,9 @@ class _Opened:
     backend: Backend
     cost: CostModel
     size_bytes: int
-    improve: Callable[[], None] | None
+    improvement: Improvement | None
+    warm_bytes: int
+    """What its warm form would take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +126,7 @@ class ModelLoader:
         self._cache = cache
         self._observer = observer
         self._loading = 0
+        self._distrusted: set[ModelKey] = set()
 
     def predict_bytes(self, key: ModelKey, device: str) -> int:
         """Size in memory, from the size of the files."""
@@ -204,25 +136,37 @@ class ModelLoader:
         return int(file_bytes * _BYTES_PER_FILE_BYTE) + _BYTES_OF_RUNTIME
 
     def predict_peak_bytes(self, key: ModelKey, device: str) -> int:
-        """Size in memory, and the graph's file once more: it is read whole before it is opened.
+        """Size in memory, and on the CPU the graph's file once more: it is read whole first.
 
         A graph of 256 MB with its weights inside takes up to 519 MB while it is opened;
         weights beside it are mapped.
         """
+        if device != CPU:
+            return self.predict_bytes(key, device)
         try:
             graph_bytes = self._registry.version(key).graph.stat().st_size
         except OSError:
             graph_bytes = 0  # loading will say what is wrong with it
         return self.predict_bytes(key, device) + graph_bytes
 
+    def distrust(self, key: ModelKey) -> None:
+        """Read all files of a version at its next load, whatever is remembered of them."""
+        self._distrusted.add(key)
+
     async def load(self, key: ModelKey, device: str) -> LoadedModel:
         """Load a version; see `SessionLoader.load`."""
+        return await self.load_kept(key, device, None)
+
+    async def load_kept(self, key: ModelKey, device: str, kept: Kept | None) -> LoadedModel:
+        """Load a version; of what was kept of it, where something was."""
         version = self._registry.version(key)
         self._loading += 1
         try:
+            trust = key not in self._distrusted
             opened = await asyncio.get_running_loop().run_in_executor(
-                self._load_executor, self._open, version, device
+                self._load_executor, self._open, version, device, trust, kept
             )
+            self._distrusted.discard(key)
         except ShoalError as error:
             _release_locals(error)
             raise
@@ -230,7 +174,7 @@ class ModelLoader:
             self._loading -= 1
         batcher = Batcher(
             opened.backend,
-            limits=self._limits(version, device),
+            limits=self.limits(version, device),
             max_queue_s=self._options.max_queue_s,
             cost=opened.cost,
             slots=self._slots[device],
@@ -245,11 +189,38 @@ class ModelLoader:
             size_bytes=opened.size_bytes,
             tokenizer=opened.tokenizer,
             batcher=batcher,
+            turns=Turns(self._slots[device], self._run_executor),
             backend=opened.backend,
             executor=self._load_executor,
             background_executor=self._background_executor,
-            improve=opened.improve,
+            improvement=opened.improvement,
+            warm_form=self._warm_form(version, device, opened),
         )
+
+    def _warm_form(self, version: ModelVersion, device: str, opened: _Opened) -> WarmModel | None:
+        if device == CPU:
+            return None
+        return WarmModel(self, version, opened.tokenizer, opened.warm_bytes)
+
+    def keep(self, version: ModelVersion, tokenizer: TextTokenizer) -> Kept:
+        """Read what a version's session is opened from; blocks.
+
+        Raises:
+            ModelFileCorrupt: A file is missing, unreadable or not what was prepared.
+            ModelLoadFailed: It can not be opened out of memory.
+        """
+        files = Verification(self._registry.repository, version, {})
+        names = _graph_files(version)
+        contents = files.read(names, verify=self._options.verify_files)
+        graph = contents.pop(version.chosen.graph)
+        beside = {names[name]: data for name, data in contents.items()}
+        return Kept(version, tokenizer, files, hold(graph, beside))
+
+    def is_current(self, kept: Kept) -> bool:
+        """Whether nobody wants the version's files read again, and its manifests are the same."""
+        now, then = self._registry.version(kept.version.key), kept.version
+        same = (now.manifest, now.chosen, now.folder) == (then.manifest, then.chosen, then.folder)
+        return same and now.key not in self._distrusted
 
     def change(self, options: LoadOptions, loaded: Iterable[LoadedModel]) -> None:
         """Go by other options from now on.
@@ -261,12 +232,18 @@ class ModelLoader:
         self._options = options
         for model in loaded:
             model.batcher.change(
-                self._limits(model.version, model.device),
+                self.limits(model.version, model.device),
                 max_queue_s=options.max_queue_s,
                 priority_head_start_s=options.priority_head_start_s,
             )
 
-    def _limits(self, version: ModelVersion, device: str) -> BatchLimits:
+    @property
+    def threads(self) -> int:
+        """Of one run on the CPU."""
+        return self._options.intra_op_threads
+
+    def limits(self, version: ModelVersion, device: str) -> BatchLimits:
+        """What a batch of a model may be, now."""
         options, theirs = self._options, version.serving
         ours = options.limits if device == CPU else options.cuda_limits
         wait_ms = theirs.max_wait_ms
@@ -279,10 +256,12 @@ class ModelLoader:
             max_wait_s=ours.max_wait_s if wait_ms is None else wait_ms / 1000,
         )
 
-    def _open(self, version: ModelVersion, device: str) -> _Opened:
+    def _open(self, version: ModelVersion, device: str, trust: bool, kept: Kept | None) -> _Opened:
         """In a thread of the loader's."""
+        if kept is not None:
+            return self._open_kept(version, device, kept)
         cache = self._cache if device == CPU else None
-        source = self._look_at(version, cache)
+        source = self._look_at(version, cache, trust)
         before = self._used_bytes(device)
         with ThreadPoolExecutor(1, thread_name_prefix="shoal-verify") as beside:
             verifying = self._verify(source, beside)
@@ -292,21 +271,27 @@ class ModelLoader:
                 # A file that is not what was prepared explains whatever the runtime said.
                 verifying.result()
         size_bytes = self._measure(version, device, before)
-
-        def improve() -> None:
+        improvement = None
+        if cache:
             assert isinstance(backend, OnnxModel)  # noqa: S101  (there is a cache for the CPU only)
-            self._improve(backend, source)
+            improvement = Improvement(partial(self._pack, source), partial(self._adopt, backend))
+        return _Opened(tokenizer, backend, cost, size_bytes, improvement, _warm_bytes(version))
 
-        return _Opened(tokenizer, backend, cost, size_bytes, improve if cache else None)
+    def _open_kept(self, version: ModelVersion, device: str, kept: Kept) -> _Opened:
+        before = self._used_bytes(device)
+        with _explained(version):
+            backend, cost = self._open_on_gpu(version, device, kept.tokenizer, kept.graph)
+        size_bytes = self._measure(version, device, before)
+        return _Opened(kept.tokenizer, backend, cost, size_bytes, None, _warm_bytes(version))
 
-    def _look_at(self, version: ModelVersion, cache: PackedCache | None) -> _Source:
+    def _look_at(self, version: ModelVersion, cache: PackedCache | None, trust: bool) -> _Source:
         key = packed_key(version.files)
-        checked = cache.verified(key) if cache else {}
+        checked = cache.verified(key) if cache and trust else {}
         files = Verification(self._registry.repository, version, checked)
         if not self._options.verify_files:
             # Nobody compares SHA-256: what was written to counts as another graph.
             key = packed_key({path: str(seen) for path, seen in files.signatures.items()})
-        return _Source(version, key, files)
+        return _Source(version, key, files, trust)
 
     def _verify(self, source: _Source, beside: Executor) -> Future[None]:
         """Check the graph now and its weights meanwhile."""
@@ -320,40 +305,39 @@ class ModelLoader:
     ) -> tuple[TextTokenizer, OnnxModel | BoundModel, CostModel]:
         version = source.version
         manifest = version.manifest
-        packed = cache.find(source.key) if cache else None
-        try:
+        packed = cache.find(source.key, trust=source.trust) if cache else None
+        with _explained(version):
             tokenizer = _open_tokenizer(version)
+            if device != CPU:
+                return (tokenizer, *self._open_on_gpu(version, device, tokenizer))
+            backend = self._open_graph(version, packed, tokenizer.pad_id)
+            backend.check(manifest)
             token_id = min(tokenizer.pad_id, manifest.vocabulary_size - 1)
-            if device == CPU:
-                backend = self._open_graph(version, packed, tokenizer.pad_id)
-                return tokenizer, backend, warm_up(backend, token_id, manifest.max_tokens)
-            bound = self._open_on_gpu(version, device, tokenizer.pad_id)
-            limits = self._limits(version, device)
-            shapes = bound.buckets.all(limits.max_items, limits.max_tokens)
-            return (
-                tokenizer,
-                bound,
-                warm_up_shapes(bound, token_id, shapes, runs_at_once=self._slots[device].count),
-            )
-        except ModelLoadFailed as error:
-            # Tokenizer and runtime know no names.
-            raise type(error)(f"model {version.key}: {error.message}") from error
-        except InferenceFailed as error:
-            # A graph that can not run at all: remembered, not loaded for every request.
-            raise ModelLoadFailed(f"model {version.key}: {error.message}") from error
-        except MemoryError as error:
-            raise AllocationFailed(f"model {version.key}: out of memory") from error
+            return tokenizer, backend, warm_up(backend, token_id, manifest.max_tokens)
 
-    def _open_on_gpu(self, version: ModelVersion, device: str, pad_id: int) -> BoundModel:
-        return BoundModel.open(
+    def _open_on_gpu(
+        self,
+        version: ModelVersion,
+        device: str,
+        tokenizer: TextTokenizer,
+        in_memory: GraphInMemory | None = None,
+    ) -> tuple[BoundModel, CostModel]:
+        manifest, lanes = version.manifest, self._slots[device].count
+        bound = BoundModel.open(
             version.graph,
             device=device,
             cuda=self._options.cuda,
-            pad_id=pad_id,
-            max_tokens=version.manifest.max_tokens,
-            dimensions=version.manifest.dimensions,
-            lanes=self._slots[device].count,
+            pad_id=tokenizer.pad_id,
+            max_tokens=manifest.max_tokens,
+            dimensions=manifest.dimensions,
+            lanes=lanes,
+            in_memory=in_memory,
         )
+        bound.check(manifest)
+        limits = self.limits(version, device)
+        shapes = bound.buckets.all(limits.max_items, limits.max_tokens)
+        token_id = min(tokenizer.pad_id, manifest.vocabulary_size - 1)
+        return bound, warm_up_shapes(bound, token_id, shapes, runs_at_once=lanes)
 
     def _open_graph(self, version: ModelVersion, packed: Path | None, pad_id: int) -> OnnxModel:
         def open_(path: Path) -> OnnxModel:
@@ -370,8 +354,8 @@ class ModelLoader:
                 log.warning("packed_graph_unusable", model=str(version.key), error=error.message)
         return open_(version.graph)
 
-    def _improve(self, backend: OnnxModel, source: _Source) -> None:
-        """Pack the graph where that was not done before, and go over to it."""
+    def _pack(self, source: _Source) -> Path | None:
+        """Pack the graph where that was not done before; holds nothing of its session."""
         assert self._cache is not None  # noqa: S101
         model = str(source.version.key)
         verified = source.files.checked() if self._options.verify_files else {}
@@ -383,7 +367,16 @@ class ModelLoader:
                 self._cache.note_verified(source.key, verified)
             if packed is None:
                 log.info("packed_cache_unwritable", model=model)
-                return
+            return_free_memory()
+        except Exception:
+            # The model serves as it is; only the gain is lost.
+            log.exception("packing_failed", model=model)
+            return None
+        return packed
+
+    def _adopt(self, backend: OnnxModel, packed: Path) -> None:
+        """Go over to the packed graph."""
+        try:
             backend.adopt(
                 packed,
                 threads=self._options.intra_op_threads,
@@ -391,8 +384,7 @@ class ModelLoader:
             )
             return_free_memory()
         except Exception:
-            # The model serves as it is; only the gain is lost.
-            log.exception("packing_failed", model=model)
+            log.exception("packing_failed", graph=packed.parent.name)
 
     def _measure(self, version: ModelVersion, device: str, before: int | None) -> int:
         """What the session really takes, where that can be told.
@@ -420,6 +412,8 @@ class _Source:
     key: str
     """Of the graph's packed form."""
     files: Verification
+    trust: bool
+    """Whether what was checked before, and not written to since, need not be read."""
 
     def save_packed(self, target: Path) -> None:
         """Pack the graph, unless it was written to since it was verified."""
@@ -440,6 +434,34 @@ def _release_locals(error: BaseException | None) -> None:
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__context__
+
+
+@contextmanager
+def _explained(version: ModelVersion) -> Iterator[None]:
+    """What goes wrong in opening is the load's failure, and names the model."""
+    try:
+        yield
+    except ModelLoadFailed as error:
+        # Tokenizer and runtime know no names.
+        message = f"model {version.key}: {error.message}"
+        raise type(error)(message, metadata=error.metadata) from error
+    except InferenceFailed as error:
+        # A graph that can not run at all: remembered, not loaded for every request.
+        raise ModelLoadFailed(f"model {version.key}: {error.message}") from error
+    except MemoryError as error:
+        raise AllocationFailed(f"model {version.key}: out of memory") from error
+
+
+def _graph_files(version: ModelVersion) -> dict[str, str]:
+    """What the graph is opened from: path below the version's folder, and below the graph's."""
+    folder = PurePath(version.chosen.graph).parent
+    names = [PurePath(name) for name in version.files if name != TOKENIZER_FILE]
+    return {str(name): str(name.relative_to(folder)) for name in names}
+
+
+def _warm_bytes(version: ModelVersion) -> int:
+    tokenizer_bytes = (version.folder / TOKENIZER_FILE).stat().st_size
+    return version.file_bytes + (_BYTES_PER_TOKENIZER_BYTE - 1) * tokenizer_bytes
 
 
 def _open_tokenizer(version: ModelVersion) -> TextTokenizer:

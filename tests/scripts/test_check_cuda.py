@@ -42,7 +42,7 @@ def test_a_right_model_passes(tiny: TinyModel, tmp_path: Path) -> None:
     done = check(tiny, "--device=cpu", f"--json={file}")
     assert (done.returncode, failures(done)) == (0, []), done.stdout + done.stderr
     found = json.loads(file.read_text())
-    assert len(found["checks"]) == 9
+    assert len(found["checks"]) == 13
     assert all(each["holds"] for each in found["checks"])
     figures = found["figures"]["given"]
     assert figures["bare, texts/s"] > 0

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import hashlib
 import re
+import threading
+import weakref
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -41,6 +44,7 @@ class Loading:
         self._cache = PackedCache(cache_root, 1 << 30)
         self._loaded: list[LoadedModel] = []
         self._executor = ThreadPoolExecutor(2)
+        self._background_executor = ThreadPoolExecutor(1)
 
     async def __call__(
         self,
@@ -67,7 +71,7 @@ class Loading:
             slots={"cpu": Slots(1)},
             run_executor=self._executor,
             load_executor=self._executor,
-            background_executor=self._executor,
+            background_executor=self._background_executor,
             gpus=Gpus(),
             cache=self._cache if cache else None,
             observer=lambda _: RecordingObserver(),
@@ -80,9 +84,16 @@ class Loading:
             loaded.lease_ended()
         return loaded
 
+    def forget(self) -> None:
+        """What was loaded is closed by the test."""
+        self._loaded.clear()
+
     async def close(self) -> None:
+        """Close all, once they are packed."""
         while self._loaded:
-            await self._loaded.pop().close()
+            model = self._loaded.pop()
+            await model.improved()
+            await model.close()
 
 
 @pytest.fixture
@@ -92,6 +103,7 @@ async def load(tmp_path: Path) -> AsyncIterator[Loading]:
     yield loading
     await loading.close()
     loading._executor.shutdown()
+    loading._background_executor.shutdown()
 
 
 @pytest.fixture
@@ -322,12 +334,94 @@ async def test_a_model_is_packed_once_however_often_it_is_lent(
     assert len(made) == 1
 
 
+class HeldCache:
+    """Packs when a test lets it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.began, self.go_on = threading.Event(), threading.Event()
+        self.made: list[Path | None] = []
+        make = PackedCache.make
+
+        def held_make(cache: PackedCache, *args: Any) -> Path | None:
+            self.began.set()
+            self.go_on.wait(30)
+            self.made.append(make(cache, *args))
+            return self.made[-1]
+
+        monkeypatch.setattr(PackedCache, "make", held_make)
+
+    async def wait_begun(self) -> None:
+        await asyncio.to_thread(self.began.wait, 30)
+
+
+async def test_closing_a_model_does_not_wait_for_its_packing(
+    load: Loading, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its memory is free at once; what is packed meanwhile is there for the next load."""
+    held = HeldCache(monkeypatch)
+    tiny = make_tiny_model(root)
+    model = await load(tiny, cache=True)
+    await held.wait_begun()
+    assert isinstance(model._backend, OnnxModel)
+    session = weakref.ref(model._backend._narrow)
+    await model.close()
+    load.forget()
+    assert session() is None
+    held.go_on.set()
+    model = await load(tiny, cache=True)
+    await model.improved()
+    (packed,) = held.made
+    assert packed is not None
+    np.testing.assert_allclose(await vector(model, "red"), tiny.vector("red"), atol=1e-6)
+
+
+async def test_packing_that_waits_for_its_turn_never_begins_for_a_closed_model(
+    load: Loading, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would take memory for a model that had to leave it."""
+    held = HeldCache(monkeypatch)
+    first = await load(make_tiny_model(root, "first"), cache=True)
+    await held.wait_begun()
+    second = await load(make_tiny_model(root, "second", seed=1), cache=True)
+    await asyncio.sleep(0)  # it asks for its turn
+    await second.close()
+    load.forget()
+    held.go_on.set()
+    await first.improved()
+    await first.close()
+    assert len(held.made) == 1
+
+
 async def test_an_aborted_model_takes_nothing_new(load: Loading, root: Path) -> None:
     """After `abort` its callers are told why."""
     model = await load(make_tiny_model(root))
     model.abort(Unavailable("by force"))
     with pytest.raises(Unavailable, match="by force"):
         model.batcher.submit([[1]])
+
+
+async def test_closing_a_model_does_not_wait_for_the_packing_of_another(
+    load: Loading, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its packed form is there, and going over to it waits behind that packing."""
+    packed = make_tiny_model(root, "packed")
+    model = await load(packed, cache=True)
+    await model.improved()
+    await model.close()
+    held, gate = HeldCache(monkeypatch), threading.Event()
+    load._background_executor.submit(gate.wait, 30)
+    model = await load(packed, cache=True)
+    other = await load(make_tiny_model(root, "other", seed=1), cache=True)
+    await asyncio.sleep(0)  # both have asked for their turn
+    gate.set()
+    await held.wait_begun()
+    assert model._adopting is not None
+    await model.close()
+    load.forget()
+    assert held.made == []
+    held.go_on.set()
+    await other.improved()
+    await other.close()
 
 
 async def test_copies_of_a_model_share_one_packed_form(
@@ -364,6 +458,6 @@ async def test_a_packed_form_that_is_gone_when_it_is_opened_fails_no_load(
 ) -> None:
     """Another process may trim the cache at any moment; the graph itself is still there."""
     tiny = make_tiny_model(root)
-    monkeypatch.setattr(PackedCache, "find", lambda self, key: self._root / key / "graph.onnx")
+    monkeypatch.setattr(PackedCache, "find", lambda self, key, **_: self._root / key / "graph.onnx")
     model = await load(tiny, cache=True)
     np.testing.assert_allclose(await vector(model, "red"), tiny.vector("red"), atol=1e-6)

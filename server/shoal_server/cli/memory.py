@@ -32,12 +32,15 @@ def memory(
     ca_file: CaFile = None,
     server_name: ServerName = "",
 ) -> None:
-    """Show the memory of a running server's devices, who is in it, and who left it last."""
+    """Show the memory of a running server's devices, who is in it, warm, or left it last."""
     with Server(address, tls, ca_file, server_name).control() as control:
         info = control.GetServerInfo(pb.GetServerInfoRequest(), timeout=timeout_s)
     if as_json:
         shown = pb.GetServerInfoResponse(
-            devices=info.devices, residents=info.residents, departures=info.departures
+            devices=info.devices,
+            residents=info.residents,
+            warm_models=info.warm_models,
+            departures=info.departures,
         )
         facts = MessageToDict(shown, preserving_proto_field_name=True)
         typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
@@ -47,6 +50,8 @@ def memory(
     console.print(_devices(info))
     if info.residents:
         console.print(_residents(info))
+    if info.warm_models:
+        console.print(_warm(info))
     if info.departures:
         console.print(_departures(info))
 
@@ -162,6 +167,18 @@ def _residents(info: pb.GetServerInfoResponse) -> Table:
     return table
 
 
+def _warm(info: pb.GetServerInfoResponse) -> Table:
+    table = _table("warm in RAM", "bytes", "last use", "idle left")
+    for each in info.warm_models:
+        table.add_row(
+            f"{each.model}@{each.version}",
+            _mb(each.memory_bytes),
+            _time(each.last_used_at),
+            _left(each.idle_left) if each.HasField("idle_left") else "for ever",
+        )
+    return table
+
+
 def _departures(info: pb.GetServerInfoResponse) -> Table:
     table = _table("left", "at", "why")
     for each in info.departures[:_SHOWN_DEPARTURES]:
@@ -173,7 +190,8 @@ def _departures(info: pb.GetServerInfoResponse) -> Table:
 
 def _print_model(model: pb.ModelInfo) -> None:
     state = _word(pb.ModelState.Name(model.state), "MODEL_STATE_")
-    facts = [f"{model.name}@{model.version}: {state}"]
+    why = f" ({model.state_reason})" if model.state_reason not in ("", "pinned") else ""
+    facts = [f"{model.name}@{model.version}: {state}{why}"]
     if model.HasField("residency"):
         facts.append(f"on {model.residency.device}, {_mb(model.residency.memory_bytes)}")
         facts += ["pinned"] * model.residency.pinned

@@ -35,8 +35,10 @@ from shoal_server.inference.buckets import Buckets, Shape
 from shoal_server.inference.collate import collate_into, longest
 from shoal_server.inference.cuda import CUDA_PROVIDER, CudaOptions
 from shoal_server.inference.devices import CPU
+from shoal_server.inference.graph_in_memory import GraphInMemory
 from shoal_server.inference.onnx_session import CPU_PROVIDER, brief, checked, open_session
 from shoal_server.inference.pinned import Allocate, Bytes, ordinary_memory, pinned_memory
+from shoal_server.inference.signature import check_signature
 from shoal_server.registry.manifest import (
     ATTENTION_MASK,
     EMBEDDING,
@@ -44,6 +46,7 @@ from shoal_server.registry.manifest import (
     POOLED,
     POSITION_IDS,
     TOKEN_TYPE_IDS,
+    VersionManifest,
 )
 
 Float32 = npt.NDArray[np.float32]
@@ -78,6 +81,9 @@ class BoundModel:
         self._pad_id = pad_id
         self._dimensions = dimensions
         self._allocate = allocate
+        self._shrinking = ort.RunOptions()
+        arenas = "cpu:0" if device == CPU else f"gpu:{_index_of(device)}"
+        self._shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", arenas)
         self._has_pooled = POOLED in {each.name for each in session.get_outputs()}
         # Taken on the left and given back on the right: all of them get warm.
         self._lanes = deque(self._make_lane() for _ in range(lanes))
@@ -93,6 +99,7 @@ class BoundModel:
         max_tokens: int,
         dimensions: int,
         lanes: int = 1,
+        in_memory: GraphInMemory | None = None,
     ) -> BoundModel:
         """Open a graph; blocks while weights are read.
 
@@ -104,13 +111,14 @@ class BoundModel:
             max_tokens: The longest sequence that the model takes.
             dimensions: Of its vectors.
             lanes: Runs that there will be at once; there may be more.
+            in_memory: The same graph, in RAM: no file is read.
 
         Raises:
             ModelLoadFailed: The runtime refused the graph or the device.
         """
         gpu = None if device == CPU else _index_of(device)
         providers = [CPU_PROVIDER] if gpu is None else cuda.providers(gpu)
-        session = open_session(path, threads=1, providers=providers)
+        session = open_session(path, threads=1, providers=providers, in_memory=in_memory)
         if gpu is not None and CUDA_PROVIDER not in session.get_providers():
             # ONNX Runtime falls back to the CPU without an error.
             raise ModelLoadFailed(
@@ -125,6 +133,10 @@ class BoundModel:
             lanes=lanes,
             allocate=ordinary_memory if gpu is None else pinned_memory(gpu),
         )
+
+    def check(self, manifest: VersionManifest) -> None:
+        """Refuse to be the graph of another model; see `check_signature`."""
+        check_signature(self._session, manifest)
 
     def run(
         self, sequences: Sequence[Sequence[int]], pooled: Sequence[bool], *, wide: bool = False
@@ -148,6 +160,15 @@ class BoundModel:
             rows = np.where(np.array(pooled)[:, None], unnormalized, rows)
         # The GPU computes the whole of the bucket.
         return RunResult(checked(rows), time.monotonic() - began_s, math.prod(shape))
+
+    def shrink(self) -> None:
+        """Give back what runs have left in the arenas; blocks for a run of one token."""
+        lane = self._take_lane()
+        try:
+            shape = self.buckets.of(1, 1)
+            lane.run([[self._pad_id]], shape, want_pooled=False, options=self._shrinking)
+        finally:
+            self._lanes.append(lane)
 
     def close(self) -> None:
         """Free the memory on both sides; no run is going on."""
@@ -185,11 +206,16 @@ class _Lane:
         self._bindings: dict[tuple[Shape, bool], _Binding] = {}
 
     def run(
-        self, sequences: Sequence[Sequence[int]], shape: Shape, *, want_pooled: bool
+        self,
+        sequences: Sequence[Sequence[int]],
+        shape: Shape,
+        *,
+        want_pooled: bool,
+        options: ort.RunOptions | None = None,
     ) -> tuple[Float32, Float32 | None]:
         """The vectors, float32[B, D], and those before normalisation where wanted."""
         binding = self._binding(shape, want_pooled)
-        binding.run(sequences, self._pad_id)
+        binding.run(sequences, self._pad_id, options)
         # The memory is the next run's.
         first, *rest = (output[: len(sequences)].copy() for output in binding.outputs)
         return first, rest[0] if rest else None
@@ -236,7 +262,9 @@ class _Binding:
         for name, rows in zip(outputs, self.outputs, strict=True):
             self._binding.bind_output(name, "cpu", 0, np.float32, rows.shape, rows.ctypes.data)
 
-    def run(self, sequences: Sequence[Sequence[int]], pad_id: int) -> None:
+    def run(
+        self, sequences: Sequence[Sequence[int]], pad_id: int, options: ort.RunOptions | None
+    ) -> None:
         """Leave the vectors of a batch in `outputs`."""
         ids, mask = self._host
         collate_into(ids, mask, sequences, pad_id)
@@ -246,7 +274,7 @@ class _Binding:
         # Anew for each run: where a graph reads an input on the CPU, binding copies it there.
         for place, name in enumerate(_COPIED):
             self._bind_input(name, ids.shape, self._copied.data_ptr() + place * ids.nbytes)
-        self._session.run_with_iobinding(self._binding)
+        self._session.run_with_iobinding(self._binding, options)
 
     def _bind_constants(self, names: set[str], shape: Shape) -> None:
         items, tokens = shape

@@ -16,6 +16,7 @@ from shoal_server.inference.collate import collate
 from shoal_server.inference.devices import CPU
 from shoal_server.inference.onnx_session import CPU_PROVIDER, brief, checked, open_session
 from shoal_server.inference.padding_free import METADATA_KEY
+from shoal_server.inference.signature import check_signature
 from shoal_server.registry.manifest import (
     ATTENTION_MASK,
     EMBEDDING,
@@ -23,6 +24,7 @@ from shoal_server.registry.manifest import (
     POOLED,
     POSITION_IDS,
     TOKEN_TYPE_IDS,
+    VersionManifest,
 )
 
 # Above so many padded tokens the CPU arena gives its memory back after a run: it
@@ -69,6 +71,10 @@ class OnnxModel:
         """
         session = open_session(path, threads=threads, providers=[CPU_PROVIDER], packed=packed)
         return cls(session, pad_id, packed=packed)
+
+    def check(self, manifest: VersionManifest) -> None:
+        """Refuse to be the graph of another model; see `check_signature`."""
+        check_signature(self._narrow, manifest)
 
     def adopt(self, packed: Path, *, threads: int, wide_threads: int) -> None:
         """Go over to the packed form of the same graph, if need be, and open it for wide runs too.
@@ -131,7 +137,9 @@ class OnnxModel:
             outputs = session.run(names, self._feeds(ids, mask), options)
         except Exception as error:  # ONNX Runtime raises many unrelated types
             raise InferenceFailed(f"the model's run failed: {brief(error)}") from error
-        rows = outputs[0]
+        # Copied: what ONNX Runtime gives keeps the session's arena, a hundred megabytes, as long
+        # as anybody has a row of it, also when the session is closed.
+        rows = outputs[0].copy()
         if len(outputs) > 1:
             rows = np.where(np.array(pooled)[:, None], outputs[1], rows)
         # A text without tokens is computed as one place.

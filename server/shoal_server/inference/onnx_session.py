@@ -11,6 +11,7 @@ import onnxruntime as ort
 
 from shoal_server.errors import AllocationFailed, InferenceFailed, ModelLoadFailed, ShoalError
 from shoal_server.inference.backend import Row
+from shoal_server.inference.graph_in_memory import GraphInMemory
 
 Provider = str | tuple[str, dict[str, str]]
 """Of ONNX Runtime: its name, or its name and its options."""
@@ -27,6 +28,7 @@ def open_session(
     providers: Sequence[Provider],
     packed: bool = False,
     alone: bool = False,
+    in_memory: GraphInMemory | None = None,
 ) -> ort.InferenceSession:
     """Open a graph; blocks while weights are read.
 
@@ -37,6 +39,8 @@ def open_session(
         packed: Whether the graph is optimised and packed already.
         alone: Whether a run has the CPU to itself; its threads then wait for each other
             without sleeping.
+
+        in_memory: The same graph, in RAM: no file is read.
 
     Raises:
         AllocationFailed: There is not memory enough.
@@ -60,8 +64,14 @@ def open_session(
         options.enable_mem_reuse = False
     if packed:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    graph: Path | bytes = path
+    if in_memory is not None:
+        graph = in_memory.graph
+        if in_memory.weights:
+            names, values = zip(*in_memory.weights.items(), strict=True)
+            options.add_external_initializers(list(names), list(values))
     try:
-        return ort.InferenceSession(path, sess_options=options, providers=list(providers))
+        return ort.InferenceSession(graph, sess_options=options, providers=list(providers))
     except Exception as error:  # ONNX Runtime raises many unrelated types
         kind = AllocationFailed if _is_out_of_memory(error) else ModelLoadFailed
         raise kind(f"ONNX Runtime can not open the graph: {brief(error)}") from error

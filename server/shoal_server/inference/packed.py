@@ -80,14 +80,19 @@ class PackedCache:
         self._max_bytes = max_bytes
         self._trust_signatures = trust_signatures
 
-    def find(self, key: str) -> Path | None:
-        """The packed graph under `key`; None when there is none, or it was damaged."""
+    def find(self, key: str, *, trust: bool = True) -> Path | None:
+        """The packed graph under `key`; None when there is none, or it was damaged.
+
+        Args:
+            key: From `packed_key`.
+            trust: False: read it, also where nobody seems to have written to it.
+        """
         folder = self._root / key
         seal = _read_seal(folder)
         if seal is None:
             return None
         try:
-            whole = self._is_whole(folder, seal)
+            whole = self._is_whole(folder, seal, trust and self._trust_signatures)
         except FileNotFoundError:
             whole = False
         except OSError:  # it may be the machine's trouble, not the entry's
@@ -99,10 +104,10 @@ class PackedCache:
             os.utime(folder)  # recently used
         return folder / GRAPH
 
-    def _is_whole(self, folder: Path, seal: Mapping[str, object]) -> bool:
+    def _is_whole(self, folder: Path, seal: Mapping[str, object], trust: bool) -> bool:
         at_ns = time.time_ns()
         seen = {path.name: signature(path) for path in _parts(folder)}
-        if self._trust_signatures and seal.get("seen") == seen:
+        if trust and seal.get("seen") == seen:
             return True
         if seal.get("checksum") != _checksum(folder):
             return False

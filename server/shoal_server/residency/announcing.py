@@ -5,72 +5,61 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from shoal_server.core import ModelKey
-from shoal_server.errors import FailedPrecondition
-from shoal_server.lifecycle import Load, LoadReason, ModelState, Unloading
+from shoal_server.lifecycle import Load, LoadReason, Unloading
 from shoal_server.registry.event_log import Publisher
-from shoal_server.registry.events import (
-    ModelLoaded,
-    ModelLoadFailed,
-    ModelStateChanged,
-    ModelUnloaded,
-)
+from shoal_server.registry.events import ModelLoaded, ModelLoadFailed, ModelUnloaded
+from shoal_server.residency.model_states import ModelStates
 from shoal_server.residency.resident import PoolObserver
 
 
 class PoolEvents:
     """Publishes loads and unloads, and the states that a model goes through with them."""
 
-    def __init__(self, publisher: Publisher) -> None:
+    def __init__(self, publisher: Publisher, states: ModelStates) -> None:
         self._publisher = publisher
-        # What was told last, so that each change begins where the one before ended.
-        self._states: dict[ModelKey, ModelState] = {}
+        self._states = states
 
     def resident_changed(self, device: str, models: int, size_bytes: int) -> None:
         """Told by a metric."""
 
     def load_began(self, key: ModelKey, why: LoadReason) -> None:
         """A model is on its way into memory."""
-        self._change(key, ModelState.LOADING, str(why))
+        self._states.advance(key)
 
     def load_ended(self, load: Load) -> None:
         """A load ended, well or not."""
         if load.error is None:
-            loaded = ModelLoaded(load.key, load.device, load.size_bytes, load.seconds, load.why)
-            self._change(load.key, ModelState.READY, "")
-            self._publisher.publish(loaded)
+            self._states.advance(load.key)
+            self._publisher.publish(
+                ModelLoaded(
+                    load.key, load.device, load.size_bytes, load.seconds, load.why, load.from_warm
+                )
+            )
             return
-        failed = ModelLoadFailed(
-            load.key,
-            load.device,
-            load.seconds,
-            load.error.reason,
-            load.error.message,
-            load.why,
+        self._states.advance(load.key, because=load.error.message)
+        self._publisher.publish(
+            ModelLoadFailed(
+                load.key,
+                load.device,
+                load.seconds,
+                load.error.reason,
+                load.error.message,
+                load.why,
+            )
         )
-        # Of the others nothing is remembered: the next request tries again.
-        is_remembered = isinstance(load.error, FailedPrecondition)
-        after = ModelState.FAILED if is_remembered else ModelState.UNLOADED
-        self._change(load.key, after, load.error.message)
-        self._publisher.publish(failed)
 
     def unloading(self, key: ModelKey, why: Unloading) -> None:
         """A session is lent no more."""
-        self._change(key, ModelState.UNLOADING, str(why))
+        self._states.advance(key)
 
     def stayed(self, key: ModelKey) -> None:
         """A session that was to leave is lent again."""
-        self._change(key, ModelState.READY, "who asked to unload it no longer waits")
+        self._states.advance(key, because="who asked to unload it no longer waits")
 
     def unloaded(self, key: ModelKey, why: Unloading) -> None:
         """A session left memory."""
-        self._change(key, ModelState.UNLOADED, str(why))
+        self._states.advance(key)
         self._publisher.publish(ModelUnloaded(key, why))
-
-    def _change(self, key: ModelKey, after: ModelState, reason: str) -> None:
-        before = self._states.pop(key, ModelState.UNLOADED)
-        if after is not ModelState.UNLOADED:
-            self._states[key] = after
-        self._publisher.publish(ModelStateChanged(key, before, after, reason))
 
 
 class ObserverGroup:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from dataclasses import replace
 from typing import Generic
 
 import structlog
@@ -14,6 +15,7 @@ from shoal_server.lifecycle import Unloading
 from shoal_server.residency.books import Books
 from shoal_server.residency.resident import Resident, S, State
 from shoal_server.residency.tasks import Tasks
+from shoal_server.residency.warm import WarmForms
 
 log = structlog.get_logger(__name__)
 
@@ -21,8 +23,9 @@ log = structlog.get_logger(__name__)
 class Closing(Generic[S]):
     """Closes the sessions of one pool. Belongs to the event loop's thread."""
 
-    def __init__(self, books: Books[S]) -> None:
+    def __init__(self, books: Books[S], warm: WarmForms[S]) -> None:
         self._books = books
+        self._warm = warm
         self._tasks = Tasks()
 
     async def unload(self, key: ModelKey, why: Unloading, force_after_s: float | None) -> None:
@@ -40,6 +43,12 @@ class Closing(Generic[S]):
     def start(self, resident: Resident[S], why: Unloading) -> None:
         """The point of no return: a task of its own closes it, whoever asked for it."""
         self._lend_no_more(resident, why)
+        resident.state = State.CLOSING
+        self._tasks.spawn(self._close(resident))
+
+    def retire(self, resident: Resident[S], why: Unloading) -> None:
+        """Close a session that no key leads to, after its last lease; nobody is told."""
+        resident.why_unloading = why
         resident.state = State.CLOSING
         self._tasks.spawn(self._close(resident))
 
@@ -100,12 +109,16 @@ class Closing(Generic[S]):
 
     async def _free(self, resident: Resident[S]) -> None:
         resident.state = State.CLOSING
-        assert resident.why_unloading is not None  # noqa: S101
+        why = resident.why_unloading
+        assert why is not None  # noqa: S101
         assert resident.session is not None  # noqa: S101
+        form = self._warm.form_of(resident)
         try:
             await resident.session.close()
+            if form is not None and self._warm.keep(resident, form):
+                why = replace(why, stays_warm=True)
         except Exception:
             log.exception("close_failed", model=str(resident.key))
         finally:
             # Only now is the memory free, and only now does it stop to count.
-            self._books.strike(resident, resident.why_unloading)
+            self._books.strike(resident, why)

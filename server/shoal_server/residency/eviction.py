@@ -28,6 +28,8 @@ class Occupant:
     """In memory, without a lease, not pinned, not already on its way out."""
     leaving: bool
     """On its way out: counted until its memory is free."""
+    warm: bool = False
+    """The warm form of a model: bytes, but no session."""
 
 
 class Room(Enum):
@@ -50,42 +52,45 @@ class Plan:
 
     room: Room
     victims: tuple[ModelKey, ...] = ()
+    warm_victims: tuple[ModelKey, ...] = ()
+    """Warm forms that go before them."""
 
 
 def make_room(occupants: Iterable[Occupant], need_bytes: int, budget: Budget) -> Plan:
     """Choose the victims for one more session of `need_bytes`.
 
-    The least recently used go first, no more of them than needed, and none while
-    there is room, or when even all of them would not be enough.
+    The least recently used go first, warm forms before sessions, no more of them than
+    needed, and none while there is room, or when even all of them would not be enough.
 
     Args:
-        occupants: Every session counted against the device.
+        occupants: All that is counted against the device.
         need_bytes: Size of the one that wants to come in.
         budget: Of the device.
     """
     if budget.max_bytes is not None and need_bytes > budget.max_bytes:
         return Plan(Room.NEVER)
     everyone = list(occupants)
-    over_models = _over(len(everyone) + 1, budget.max_models)
+    over_models = _over(sum(not each.warm for each in everyone) + 1, budget.max_models)
     over_bytes = _over(sum(each.size_bytes for each in everyone) + need_bytes, budget.max_bytes)
     if over_models <= 0 and over_bytes <= 0:
         return Plan(Room.FITS)
 
     for each in everyone:
         if each.leaving:
-            over_models -= 1
+            over_models -= not each.warm
             over_bytes -= each.size_bytes
-    victims = []
-    for each in sorted(everyone, key=lambda each: each.last_used_s):
-        if over_models <= 0 and over_bytes <= 0:
-            break
-        if each.evictable:
-            victims.append(each.key)
-            over_models -= 1
+    chosen = []
+    for each in sorted(everyone, key=lambda each: (not each.warm, each.last_used_s)):
+        # A warm form makes room for bytes only.
+        if each.evictable and (over_bytes > 0 or (over_models > 0 and not each.warm)):
+            chosen.append(each)
+            over_models -= not each.warm
             over_bytes -= each.size_bytes
     if over_models > 0 or over_bytes > 0:
         return Plan(Room.BUSY)
-    return Plan(Room.EVICT, tuple(victims)) if victims else Plan(Room.WAIT)
+    victims = tuple(each.key for each in chosen if not each.warm)
+    warm_victims = tuple(each.key for each in chosen if each.warm)
+    return Plan(Room.EVICT, victims, warm_victims) if chosen else Plan(Room.WAIT)
 
 
 def _over(used: int, limit: int | None) -> int:

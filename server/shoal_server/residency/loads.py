@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import traceback
 from collections.abc import Awaitable, Callable
 from typing import Generic
 
@@ -30,11 +31,14 @@ from shoal_server.residency.resident import (
 )
 from shoal_server.residency.room import RoomMaker
 from shoal_server.residency.tasks import Tasks
+from shoal_server.residency.warm import WarmForms
 
 log = structlog.get_logger(__name__)
 
 # By then the sessions that go first have given their memory back.
 _RETRY_WHEN_REFUSED_S = 2.0
+# Beyond any bound of the wait; a float holds no power of two above 1023.
+_MAX_DOUBLINGS = 60
 
 
 Gate = Callable[[str, int], Awaitable[bool]]
@@ -56,12 +60,14 @@ class Loads(Generic[S]):
         books: Books[S],
         room: RoomMaker[S],
         closing: Closing[S],
+        warm: WarmForms[S],
         settings: PoolSettings,
     ) -> None:
         self._loader = loader
         self._books = books
         self._room = room
         self._closing = closing
+        self._warm = warm
         self._settings = settings
         self._failures: dict[ModelKey, Failure] = {}
         self._measured: dict[tuple[ModelKey, str], int] = {}
@@ -77,9 +83,13 @@ class Loads(Generic[S]):
         """How the last load of `key` failed, if it did."""
         return self._failures.get(key)
 
+    def forget_failure(self, key: ModelKey) -> None:
+        """Try it again at once."""
+        self._failures.pop(key, None)
+
     def forget(self, key: ModelKey, device: str) -> None:
         """Try it again at once, and measure it anew."""
-        self._failures.pop(key, None)
+        self.forget_failure(key)
         # It was measured beside others' work: too large by that need not be too large.
         self._measured.pop((key, device), None)
 
@@ -101,6 +111,7 @@ class Loads(Generic[S]):
             why_loaded=why,
             pinned=pinned,
             loaded=asyncio.get_running_loop().create_future(),
+            warm=self._warm.take(key, device),
         )
         # Waiters may all have left when a load fails.
         resident.loaded.add_done_callback(lambda done: done.cancelled() or done.exception())  # type: ignore[union-attr]
@@ -154,22 +165,45 @@ class Loads(Generic[S]):
         books = self._books
         began_s = books.clock()
         try:
-            resident.size_bytes = self._expect_bytes(resident)
-            resident.peak_bytes = self._loader.predict_peak_bytes(resident.key, resident.device)
-            await self._room.let_in(resident)
-            self._raise_refused(resident.key, resident.device)  # it may have waited
-            await self._begin(resident)
-            session = await self._load_retrying(resident)
+            session = await self.bring_in(resident)
         except BaseException as error:
             failure = self._fail(resident, error)
             books.observer.load_ended(_load_of(resident, books.clock() - began_s, failure))
             if not isinstance(error, Exception):
                 raise
             return
+        self.opened(resident, session, began_s)
+        if resident.warm is not None:
+            resident.from_warm = True
+            self._warm.loaded(resident.warm)
+            resident.warm = None
+        resident.loaded.set_result(None)
+        books.counts_changed()
+        books.observer.load_ended(_load_of(resident, resident.load_s))
+        self._room.evict_excess(resident.device, resident.key)
+        books.fell_idle(resident)
+
+    async def bring_in(self, resident: Resident[S]) -> S:
+        """Make room for `resident`, wait for its turn, and load its session.
+
+        Raises:
+            ShoalError: There is no room, or it can not be loaded.
+        """
+        try:
+            self._raise_refused(resident.key, resident.device)
+            resident.size_bytes = self.expect_bytes(resident)
+            resident.peak_bytes = self._loader.predict_peak_bytes(resident.key, resident.device)
+            await self._room.let_in(resident)
+            self._raise_refused(resident.key, resident.device)  # it may have waited
+            await self._begin(resident)
+            return await self._load_retrying(resident)
         finally:
             resident.begun = False
             self._one_ended.set()
             self._one_ended = asyncio.Event()
+
+    def opened(self, resident: Resident[S], session: S, began_s: float) -> None:
+        """Note that `resident` has its session, and can be lent."""
         self._failures.pop(resident.key, None)
         self._opened += 1
         resident.order = self._opened
@@ -177,13 +211,8 @@ class Loads(Generic[S]):
         resident.size_bytes = session.size_bytes
         self._measured[resident.key, resident.device] = session.size_bytes
         resident.state = State.READY
-        resident.loaded_at_s = resident.last_used_s = books.clock()
+        resident.loaded_at_s = resident.last_used_s = self._books.clock()
         resident.load_s = resident.loaded_at_s - began_s
-        resident.loaded.set_result(None)
-        books.counts_changed()
-        books.observer.load_ended(_load_of(resident, resident.load_s))
-        self._room.evict_excess(resident.device, resident.key)
-        books.fell_idle(resident)
 
     async def _begin(self, resident: Resident[S]) -> None:
         """Wait for the gate, and from then on count what loading takes."""
@@ -205,42 +234,51 @@ class Loads(Generic[S]):
 
     async def _load_retrying(self, resident: Resident[S]) -> S:
         try:
-            return await self._loader.load(resident.key, resident.device)
-        except AllocationFailed:
+            return await self._load_session(resident)
+        except AllocationFailed as error:
+            if resident.unasked:
+                # Not to be remembered: a request may have others leave for it.
+                raise Overloaded(error.message, retry_after_s=_RETRY_WHEN_REFUSED_S) from error
             victim = self._books.least_recently_used(resident.device)
             if victim is None:
                 raise
             log.warning("load_out_of_memory", model=str(resident.key), evicting=str(victim.key))
             self._closing.start(victim, Unloading(UnloadReason.EVICTED, resident.key))
             await victim.gone.wait()
+            return await self._load_session(resident)
+
+    async def _load_session(self, resident: Resident[S]) -> S:
+        if resident.warm is not None and not await self._warm.check(resident.warm):
+            resident.warm = None
+        if resident.warm is None:
             return await self._loader.load(resident.key, resident.device)
+        return await resident.warm.form.load(resident.device)
 
     def _fail(self, resident: Resident[S], error: BaseException) -> ShoalError:
         del self._books.residents[resident.key]
         resident.gone.set()
-        if isinstance(error, ShoalError):
-            failure = error
-        elif isinstance(error, asyncio.CancelledError):
-            failure = Unavailable("the server is shutting down")
-        else:
-            log.error("load_failed", model=str(resident.key), exc_info=error)
-            failure = ModelLoadFailed("loading failed; the server's log says why")
+        failure = failure_of(resident.key, error)
         if isinstance(failure, FailedPrecondition):
             self._remember(resident.key, failure)
+        if resident.warm is not None:
+            self._warm.load_failed(resident.warm, failure)
+            resident.warm = None
         assert resident.loaded is not None  # noqa: S101
         resident.loaded.set_exception(failure)
         self._books.counts_changed()
         return failure
 
     def _remember(self, key: ModelKey, error: ShoalError) -> None:
+        _release_locals(error)
         earlier = self._failures.get(key)
         times = earlier.times + 1 if earlier else 1
         backoff_s = min(
-            self._settings.load_backoff_s * 2 ** (times - 1), self._settings.load_backoff_max_s
+            self._settings.load_backoff_s * 2 ** min(times - 1, _MAX_DOUBLINGS),
+            self._settings.load_backoff_max_s,
         )
         self._failures[key] = Failure(error, self._books.clock() + backoff_s, times)
 
-    def _expect_bytes(self, resident: Resident[S]) -> int:
+    def expect_bytes(self, resident: Resident[S]) -> int:
         """Size to make room for: measured at an earlier load, else predicted.
 
         A measurement holds what else happened meanwhile; alone it shuts nobody out.
@@ -251,6 +289,23 @@ class Loads(Generic[S]):
         return measured if budget is None or predicted > budget else min(measured, budget)
 
 
+def _release_locals(error: BaseException | None) -> None:
+    """With a remembered failure's traceback what was to be loaded would stay in memory."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
+
+
+def failure_of(key: ModelKey, error: BaseException) -> ShoalError:
+    """What those who wait for a load are told of how it ended."""
+    if isinstance(error, ShoalError):
+        return error
+    if isinstance(error, asyncio.CancelledError):
+        return Unavailable("the server is shutting down")
+    log.error("load_failed", model=str(key), exc_info=error)
+    return ModelLoadFailed("loading failed; the server's log says why")
+
+
 def _load_of(resident: Resident[S], seconds: float, error: ShoalError | None = None) -> Load:
     return Load(
         key=resident.key,
@@ -259,4 +314,5 @@ def _load_of(resident: Resident[S], seconds: float, error: ShoalError | None = N
         seconds=seconds,
         size_bytes=resident.size_bytes,
         error=error,
+        from_warm=resident.from_warm,
     )

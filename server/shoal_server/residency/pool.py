@@ -9,7 +9,8 @@ What may happen next is decided in synchronous sections on the event loop, so no
 lock is needed; loading (`loads`) and closing (`closing`) happen in tasks of the pool's
 own, which a caller that leaves does not take down. A session is counted (`books`)
 against its device's budget from the decision to load it until its memory is free;
-`room` says who leaves for a newcomer, `idle_release` who was not used for too long.
+`room` says who leaves for a newcomer, `idle_release` who was not used for too long,
+`warm` what stays in RAM of what left a GPU.
 """
 
 from __future__ import annotations
@@ -29,18 +30,24 @@ from shoal_server.residency.eviction import Budget
 from shoal_server.residency.idle import IdleRules
 from shoal_server.residency.idle_release import CallLater, IdleRelease, call_later
 from shoal_server.residency.loads import Gate, Loads
+from shoal_server.residency.replacing import Replacing, not_in_memory
 from shoal_server.residency.resident import (
+    RAM,
     Departure,
     Failure,
     Lease,
+    NobodyObserves,
     PoolObserver,
     PoolSettings,
     Resident,
     S,
     SessionLoader,
     State,
+    Warm,
+    WarmObserver,
 )
 from shoal_server.residency.room import RoomMaker
+from shoal_server.residency.warm import WarmForms
 
 log = structlog.get_logger(__name__)
 
@@ -56,6 +63,8 @@ class SessionPool(Generic[S]):
         settings: PoolSettings,
         observer: PoolObserver,
         clock: Callable[[], float],
+        warm_observer: WarmObserver | None = None,
+        pins: Mapping[ModelKey, bool] | None = None,
         idle: IdleRules | None = None,
         later: CallLater = call_later,
     ) -> None:
@@ -67,21 +76,30 @@ class SessionPool(Generic[S]):
             settings: Waits and back-off.
             observer: Told of loads, evictions and sizes.
             clock: Monotonic seconds.
+            warm_observer: Told of what stays warm in RAM; None: nobody.
+            pins: Whether newcomers are pinned, where that is said here and not by those
+                who load them; looked at each time.
             idle: How long sessions may be idle; None: for ever.
             later: Sets a timer of that clock.
         """
         self._clock = clock
         self._books: Books[S] = Books(budgets, observer, clock)
-        self._closing = Closing(self._books)
-        self._room = RoomMaker(self._books, self._closing, settings.eviction_wait_s)
-        self._loads = Loads(loader, self._books, self._room, self._closing, settings)
+        self._warm = WarmForms(self._books, warm_observer or NobodyObserves())
+        self._closing = Closing(self._books, self._warm)
+        self._room = RoomMaker(self._books, self._closing, self._warm, settings.eviction_wait_s)
+        self._loads = Loads(loader, self._books, self._room, self._closing, self._warm, settings)
+        self._replacing = Replacing(self._books, self._loads, self._closing, self._room)
         self._idle = IdleRelease(
             self._books,
             self._closing,
+            self._warm,
             idle or IdleRules(dict.fromkeys(budgets, 0.0)),
             later,
         )
         self._books.fell_idle = self._idle.fell_idle
+        self._warm.due_s = self._idle.warm_due_s
+        self._warm.stays = self._idle.stays_warm
+        self._pins: Mapping[ModelKey, bool] = {} if pins is None else pins
         self._closed = False
 
     def __repr__(self) -> str:
@@ -99,7 +117,7 @@ class SessionPool(Generic[S]):
 
     def residents(self) -> list[Resident[S]]:
         """All sessions, in whatever state, the least recently used first."""
-        return sorted(self._books.residents.values(), key=lambda each: each.last_used_s)
+        return sorted(self._books.residents.values(), key=lambda each: each.rank)
 
     def departures(self) -> Mapping[ModelKey, Departure]:
         """Why and when each left memory last that was there before."""
@@ -113,8 +131,20 @@ class SessionPool(Generic[S]):
         """Seconds until `resident` is released, if no request comes; None: never."""
         return self._idle.left_s(resident)
 
+    def warm(self) -> list[Warm[S]]:
+        """What stays in RAM of models that left a GPU, the least recently used first."""
+        return self._books.warm_on(RAM)
+
+    def is_warm(self, key: ModelKey) -> bool:
+        """Whether `key` is not in memory as a session, but stays in RAM."""
+        return key in self._books.warm and key not in self._books.residents
+
+    def warm_left_s(self, warm: Warm[S]) -> float | None:
+        """Seconds until `warm` goes, if no request comes; None: never."""
+        return self._idle.warm_left_s(warm)
+
     def counted(self, device: str) -> tuple[int, int]:
-        """Models and bytes that count against the budget of `device`."""
+        """Models and bytes that count against the budget of `device`; warm forms are bytes."""
         return self._books.counted(device)
 
     def budget(self, device: str) -> Budget:
@@ -133,6 +163,19 @@ class SessionPool(Generic[S]):
         if resident is None or resident.state is not State.READY:
             return None
         return self._lend(resident)
+
+    def look_into(self, key: ModelKey) -> Lease[S] | None:
+        """As `lease_resident`, but it counts as nobody's use."""
+        resident = self._books.residents.get(key)
+        if resident is None or resident.state is not State.READY:
+            return None
+        assert resident.session is not None  # noqa: S101
+        resident.leases += 1
+        return Lease(resident, resident.session, self._looked_into)
+
+    def _looked_into(self, resident: Resident[S]) -> None:
+        resident.leases -= 1
+        self._unused(resident)
 
     async def acquire(
         self,
@@ -164,10 +207,12 @@ class SessionPool(Generic[S]):
                 raise Unavailable("the server is shutting down")
             resident = self._books.residents.get(key)
             if resident is None:
+                pinned = self._pins.get(key, pinned)
                 resident = self._loads.start(key, device, pinned=pinned, why=why)
             if resident.state is State.READY:
                 return self._lend(resident)
             if resident.state is State.LOADING:
+                resident.unasked = False
                 await self._wait_loaded(resident)
             else:
                 await resident.gone.wait()
@@ -186,6 +231,7 @@ class SessionPool(Generic[S]):
         assert resident.session is not None  # noqa: S101
         resident.uses += 1
         resident.leases += 1
+        resident.unasked = False
         resident.last_used_s = self._clock()
         self._idle.lent(resident)
         return Lease(resident, resident.session, self._release)
@@ -213,6 +259,7 @@ class SessionPool(Generic[S]):
         device: str,
         *,
         pin: bool | None = None,
+        pinned: bool = False,
         why: LoadReason = LoadReason.ASKED,
     ) -> None:
         """Bring `key` into memory and forget earlier failures and sizes. Idempotent.
@@ -221,6 +268,7 @@ class SessionPool(Generic[S]):
             key: What to load.
             device: Where; it must be there already if it is resident.
             pin: Whether it may be evicted; None leaves that as it is.
+            pinned: The same, when it must be loaded and `pin` is None.
             why: For those who are told of it.
 
         Raises:
@@ -233,9 +281,68 @@ class SessionPool(Generic[S]):
             raise FailedPrecondition(
                 f"model {key} is in memory on {resident.device}; unload it to move it to {device}"
             )
-        with await self.acquire(key, device, why=why):
+        with await self.acquire(key, device, pinned=pinned, why=why):
             if pin is not None:
                 self._books.residents[key].pinned = pin
+
+    async def load_ahead(
+        self, key: ModelKey, device: str, *, pinned: bool = False, hold_s: float, why: LoadReason
+    ) -> None:
+        """Bring `key` into memory that is free, though nobody asks for it; nobody leaves for it.
+
+        Until somebody asks for it, it is the first to leave when room is needed. Does
+        nothing for one that is in memory, or on its way.
+
+        Args:
+            key: What to load.
+            device: Where.
+            pinned: Whether it may be evicted.
+            hold_s: It is not released for being idle before.
+            why: For those who are told of it.
+
+        Raises:
+            Overloaded: There is no free memory.
+            ShoalError: As `acquire`.
+        """
+        if self._closed:
+            raise Unavailable("the server is shutting down")
+        if key in self._books.residents:
+            return
+        pinned = self._pins.get(key, pinned)
+        resident = self._loads.start(key, device, pinned=pinned, why=why)
+        resident.unasked = True
+        resident.held_until_s = self._clock() + hold_s
+        assert resident.loaded is not None  # noqa: S101
+        await asyncio.shield(resident.loaded)
+
+    async def replace(self, key: ModelKey, device: str, swapped: Callable[[], None]) -> None:
+        """Load `key` anew beside its session, and let the new one take that one's place.
+
+        Requests are served by the one or the other all the while. Cancelling the caller
+        leaves it going.
+
+        Args:
+            key: What is in memory.
+            device: Where the new session is loaded.
+            swapped: Called in the moment when the new session is the one that is lent.
+
+        Raises:
+            FailedPrecondition: It is not in memory, or is taken out of it meanwhile.
+            ShoalError: It can not be loaded; what was there serves on.
+        """
+        if self._closed:
+            raise Unavailable("the server is shutting down")
+        resident = self._books.residents.get(key)
+        if resident is not None and resident.state is State.LOADING:
+            await self._wait_loaded(resident)
+            resident = self._books.residents.get(key)
+        if resident is None or resident.state is not State.READY:
+            raise not_in_memory(key)
+        await self._replacing.replace(resident, device, self._unused, swapped)
+
+    def forget_failure(self, key: ModelKey) -> None:
+        """Try `key` again at once when it is asked for next."""
+        self._loads.forget_failure(key)
 
     def pin(self, key: ModelKey, pinned: bool) -> None:
         """Keep `key` in memory whatever happens, or let it go again. Idempotent.
@@ -244,10 +351,11 @@ class SessionPool(Generic[S]):
             FailedPrecondition: It is to be pinned and is not in memory.
         """
         resident = self._books.residents.get(key)
-        if resident is None:
+        if resident is None or resident.state in (State.LEAVING, State.CLOSING):
             if pinned:
+                where = "not in memory" if resident is None else "being unloaded"
                 raise FailedPrecondition(
-                    f"model {key} is not in memory; LoadModel with pin loads and pins it",
+                    f"model {key} is {where}; LoadModel with pin loads and pins it",
                     metadata={"model": key.name, "version": key.version},
                 )
             return
@@ -255,18 +363,24 @@ class SessionPool(Generic[S]):
         self._books.may_leave(resident)
 
     async def release_unused(self, device: str, unused_s: float, why: Unloading) -> ModelKey | None:
-        """Close the least recently used session of `device`, if nobody uses it.
+        """Let the least recently used warm form of `device` go, else close a session.
+
+        The least recently used one, if nobody uses it.
 
         Args:
             device: Where.
-            unused_s: Only one that nobody used for so long.
+            unused_s: Only a session that nobody used for so long.
             why: For those who are told of it.
 
         Returns:
             What was closed, once its memory is free; None when there was nothing to close.
         """
+        warm = self._warm.release_next(device, why)
+        if warm is not None:
+            await warm.gone.wait()
+            return warm.key
         resident = self._books.least_recently_used(device)
-        if resident is None or resident.last_used_s > self._clock() - unused_s:
+        if resident is None or resident.rank > self._clock() - unused_s:
             return None
         self._closing.start(resident, why)
         await resident.gone.wait()
@@ -290,6 +404,11 @@ class SessionPool(Generic[S]):
         """Begin no load on `device` from now on, for that reason; None: load again."""
         self._loads.refuse(device, reason)
 
+    def memory_is_short(self, device: str, short: bool) -> None:
+        """While it is, nothing stays warm there that leaves a GPU."""
+        if device == RAM:
+            self._warm.memory_is_short(short)
+
     def guard_loads(self, gate: Gate) -> None:
         """Ask before each load from now on; what `gate` raises, the load fails with."""
         self._loads.gate = gate
@@ -299,7 +418,7 @@ class SessionPool(Generic[S]):
         return self._books.loading_bytes(device)
 
     def evictable_bytes(self, device: str) -> int:
-        """Bytes of the sessions on `device` that nobody uses and that may go."""
+        """Bytes on `device` that nobody uses and that may go."""
         return self._books.evictable_bytes(device)
 
     def change_idle(self, rules: IdleRules) -> None:
@@ -315,7 +434,8 @@ class SessionPool(Generic[S]):
     ) -> None:
         """Take `key` out of memory; returns when the memory is free. Idempotent.
 
-        Waits for its leases. A caller that stops waiting leaves it resident.
+        Waits for its leases. A caller that stops waiting leaves it resident. Nothing of it
+        stays warm.
 
         Args:
             key: What to unload.
@@ -323,13 +443,19 @@ class SessionPool(Generic[S]):
                 waits for as long as the caller does.
             reason: For those who are told of it.
         """
-        await self._closing.unload(key, Unloading(reason), force_after_s)
+        why = Unloading(reason)
+        await self._closing.unload(key, why, force_after_s)
+        warm = self._books.warm.get(key)
+        if warm is not None and not warm.in_use:
+            self._warm.release(warm, why)
+            await warm.gone.wait()
 
     async def close(self) -> None:
         """Close every session, the last opened first. Leases must be back."""
         self._closed = True
         self._idle.stop()
         self._loads.cancel()
+        await self._replacing.close()
         await self._loads.ended()
         await self._closing.ended()
         newest_first = sorted(self._books.residents.values(), key=lambda each: -each.order)
@@ -340,3 +466,4 @@ class SessionPool(Generic[S]):
                 await resident.gone.wait()
             else:
                 await self._closing.now(resident, Unloading(UnloadReason.SHUTDOWN))
+        await self._warm.close()

@@ -1,8 +1,8 @@
 """Looks at memory at an interval, and makes room before the system does.
 
-At the elevated level, arenas and free pages are given back first; then the sessions that nobody
-uses go, the least recently used first and one by one, until use is below the lower
-threshold. At the critical level nothing is loaded meanwhile, and before each load a look
+At the elevated level, arenas and free pages are given back first; then warm forms and the
+sessions that nobody uses go, the least recently used first and one by one, until use is below
+the lower threshold. At the critical level nothing is loaded meanwhile, and before each load a look
 says whether it would lead there.
 """
 
@@ -34,13 +34,16 @@ class PressedPool(Protocol):
     """What the monitor asks of the pool; see `SessionPool`."""
 
     async def release_unused(self, device: str, unused_s: float, why: Unloading) -> ModelKey | None:
-        """Close the least recently used session, if nobody uses it."""
+        """Let a warm form go, else close the least recently used session, if nobody uses it."""
 
     async def shrink(self, device: str) -> None:
         """Let sessions give back what only runs need."""
 
     def refuse_loads(self, device: str, reason: str | None) -> None:
         """Begin no load; None: load again."""
+
+    def memory_is_short(self, device: str, short: bool) -> None:
+        """Keep nothing warm meanwhile of what leaves a GPU."""
 
     def loading_bytes(self, device: str) -> int:
         """Bytes that the loads that go on take, at most."""
@@ -153,6 +156,23 @@ class PressureMonitor:
                     retry_after_s=_RETRY_S,
                 )
 
+    async def shortage(self, device: str, more_bytes: int) -> str:
+        """Why memory would be short with so much more in use, in words; empty: it would not."""
+        try:
+            await self._see()
+        except Exception:
+            log.exception("memory_look_failed")
+            return ""
+        use = self._uses.get(device)
+        if use is None:
+            return ""
+        if self._is_short(device):
+            return f"memory pressure on {device} is {self._pressures[device].level.name.lower()}"
+        after = use.used_with(self._pool.loading_bytes(device) + more_bytes)
+        if after >= self._limits.threshold:
+            return f"memory of {device} would be {after:.0%} in use"
+        return ""
+
     async def look(self) -> None:
         """Look once, and relieve the devices whose memory is short."""
         before = dict(self._pressures)
@@ -206,4 +226,5 @@ class PressureMonitor:
         if after is PressureLevel.CRITICAL:
             reason = f"memory of {device} is {use.used:.0%} in use"
         self._pool.refuse_loads(device, reason)
+        self._pool.memory_is_short(device, after > PressureLevel.NORMAL)
         self._observer.pressure_changed(device, before, after, use.used)

@@ -6,11 +6,14 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, Self, TypeVar
 
 from shoal_server.core import ModelKey
 from shoal_server.errors import ShoalError, Unavailable
-from shoal_server.lifecycle import Load, LoadReason, Unloading
+from shoal_server.lifecycle import Load, LoadReason, Unloading, WarmRelease
+
+# The device whose memory warm forms take.
+RAM = "cpu"
 
 
 class Session(Protocol):
@@ -27,6 +30,9 @@ class Session(Protocol):
     def lease_ended(self) -> None:
         """One that borrowed it is done, and it stays: what can wait for that may begin."""
 
+    def warm_form(self) -> WarmForm[Self] | None:
+        """What would stay in RAM once it is closed, not filled yet; None: nothing."""
+
     async def shrink(self) -> None:
         """Give back memory that only runs need; it may be in use, and is not closed meanwhile."""
 
@@ -39,6 +45,31 @@ class Session(Protocol):
 
 S = TypeVar("S", bound=Session)
 S_co = TypeVar("S_co", bound=Session, covariant=True)
+
+
+class WarmForm(Protocol[S_co]):
+    """What stays in RAM of a session that left its GPU."""
+
+    @property
+    def size_bytes(self) -> int:
+        """What it takes when it is filled."""
+
+    @property
+    def idle_s(self) -> float | None:
+        """How long after its last use it goes; as `Session.idle_s`."""
+
+    async def fill(self) -> None:
+        """Bring it into RAM, off the event loop; once.
+
+        Raises:
+            ShoalError: That can not be done; says why.
+        """
+
+    async def is_current(self) -> bool:
+        """Whether a load from the files would give the same session."""
+
+    async def load(self, device: str) -> S_co:
+        """Make a session of it; as `SessionLoader.load`."""
 
 
 class SessionLoader(Protocol[S_co]):
@@ -109,6 +140,14 @@ class Resident(Generic[S]):
     load_s: float = 0.0
     counted: bool = False
     """Whether it has been let into the budget."""
+    warm: Warm[S] | None = None
+    """What its load makes it of, while that goes on; None: of its files."""
+    from_warm: bool = False
+    """Whether it was made of a warm form."""
+    unasked: bool = False
+    """Whether it came into free memory, and nobody has asked for it yet."""
+    held_until_s: float = 0.0
+    """While nobody has, it is not released for being idle before."""
     loaded: asyncio.Future[None] | None = None
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     unused: asyncio.Event = field(default_factory=asyncio.Event)
@@ -121,6 +160,14 @@ class Resident(Generic[S]):
         )
 
     @property
+    def rank(self) -> float:
+        """The least one leaves first: by the last use, but before all those what came unasked.
+
+        Of these the last one, which was the least wanted.
+        """
+        return -float(self.order) if self.unasked else self.last_used_s
+
+    @property
     def leaving(self) -> bool:
         """Whether it is on its way out; it counts until its memory is free."""
         return self.state in (State.LEAVING, State.CLOSING)
@@ -131,6 +178,38 @@ class Resident(Generic[S]):
             f"{self.key} on {self.device}: {self.state.name.lower()}, {self.leases} leases, "
             f"{self.size_bytes} bytes{pin}"
         )
+
+
+@dataclass(eq=False, slots=True)
+class Warm(Generic[S]):
+    """A warm form in RAM. Changed by the pool only."""
+
+    key: ModelKey
+    form: WarmForm[S]
+    last_used_s: float
+    """Of the session that it was."""
+    keep_alive_s: float | None
+    """As `Resident.keep_alive_s`."""
+    filled: bool = False
+    in_use: bool = False
+    """Whether a session is being made of it."""
+    dropped: bool = False
+    """Whether it goes as soon as it is filled: what fills it can not be stopped."""
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def evictable(self) -> bool:
+        """Whether it may go to make room."""
+        return not self.in_use and not self.dropped
+
+    @property
+    def may_go_now(self) -> bool:
+        """Whether its memory would be free at once."""
+        return self.evictable and self.filled
+
+    def __repr__(self) -> str:
+        state = "in use" if self.in_use else "filled" if self.filled else "filling"
+        return f"{self.key} warm: {state}, {self.form.size_bytes} bytes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +280,32 @@ class PoolObserver(Protocol):
 
     def unloaded(self, key: ModelKey, why: Unloading) -> None:
         """A session left memory."""
+
+
+class WarmObserver(Protocol):
+    """Is told what becomes of warm forms, on the event loop."""
+
+    def warm_changed(self, models: int, size_bytes: int) -> None:
+        """So many there are now, and so much they take."""
+
+    def warm_loaded(self, key: ModelKey) -> None:
+        """One is a session again."""
+
+    def warm_released(self, release: WarmRelease) -> None:
+        """One left RAM without having been loaded."""
+
+
+class NobodyObserves:
+    """A `WarmObserver` that does nothing."""
+
+    def warm_changed(self, models: int, size_bytes: int) -> None:
+        """See `WarmObserver`."""
+
+    def warm_loaded(self, key: ModelKey) -> None:
+        """See `WarmObserver`."""
+
+    def warm_released(self, release: WarmRelease) -> None:
+        """See `WarmObserver`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from shoal_server.residency.books import Books
 from shoal_server.residency.closing import Closing
 from shoal_server.residency.eviction import Plan, Room, make_room
 from shoal_server.residency.resident import Resident, S, State
+from shoal_server.residency.warm import WarmForms
 
 # After the memory that a victim frees, the first retry has a chance.
 _RETRY_WHEN_BUSY_S = 1.0
@@ -20,9 +21,12 @@ _RETRY_WHEN_BUSY_S = 1.0
 class RoomMaker(Generic[S]):
     """Lets sessions into their device's budget. Belongs to the event loop's thread."""
 
-    def __init__(self, books: Books[S], closing: Closing[S], eviction_wait_s: float) -> None:
+    def __init__(
+        self, books: Books[S], closing: Closing[S], warm: WarmForms[S], eviction_wait_s: float
+    ) -> None:
         self._books = books
         self._closing = closing
+        self._warm = warm
         self._eviction_wait_s = eviction_wait_s
 
     async def let_in(self, resident: Resident[S]) -> None:
@@ -44,8 +48,12 @@ class RoomMaker(Generic[S]):
                     return
                 case Room.NEVER:
                     raise self._too_large(resident)
+                case _ if resident.unasked:
+                    raise self._not_for_it(resident)
                 case Room.EVICT:
                     why = Unloading(UnloadReason.EVICTED, resident.key)
+                    for key in plan.warm_victims:
+                        self._warm.release(books.warm[key], why)
                     for key in plan.victims:
                         self._closing.start(books.residents[key], why)
                 case Room.BUSY | Room.WAIT:
@@ -65,12 +73,15 @@ class RoomMaker(Generic[S]):
         books = self._books
         books.overfull.discard(device)
         budget = books.budgets[device].max_bytes
+        why = Unloading(UnloadReason.EVICTED, newcomer)
         while budget is not None and books.staying_bytes(device) > budget:
+            if self._warm.release_next(device, why) is not None:
+                continue
             victim = books.least_recently_used(device)
             if victim is None or books.is_alone(victim):
                 books.overfull.add(device)
                 return
-            self._closing.start(victim, Unloading(UnloadReason.EVICTED, newcomer))
+            self._closing.start(victim, why)
 
     def _patience_s(self, device: str, plan: Plan, deadline_s: float) -> float | None:
         """How long to wait for a change: what closes is soon gone, what is in use may not be."""
@@ -85,6 +96,12 @@ class RoomMaker(Generic[S]):
             f"model {resident.key} needs about {resident.size_bytes} bytes, "
             f"the memory budget of {resident.device} is {budget}",
             metadata={"limit": budget, "value": resident.size_bytes},
+        )
+
+    def _not_for_it(self, resident: Resident[S]) -> ShoalError:
+        return Overloaded(
+            f"no free memory on {resident.device} for model {resident.key}, which nobody asks for",
+            retry_after_s=_RETRY_WHEN_BUSY_S,
         )
 
     def _no_room(self, resident: Resident[S]) -> ShoalError:

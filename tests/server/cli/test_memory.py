@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.running import RunningServer
+from tests.server.api.calls import eventually
 from tests.tiny_model import make_tiny_model
 
 from .conftest import Shoal
@@ -38,7 +40,8 @@ def test_a_model_comes_stays_and_goes(shoal: Shoal, address: str) -> None:
     assert run(shoal, address, "pin", "one").endswith(", pinned\n")
     assert "pinned" not in run(shoal, address, "unpin", "one")
     assert run(shoal, address, "load", "one", "--pin").endswith(", pinned\n")
-    assert run(shoal, address, "unload", "one", "--force-after", "5") == "one@1: unloaded\n"
+    gone = run(shoal, address, "unload", "one", "--force-after", "5")
+    assert gone == "one@1: registered (asked)\n"
 
 
 def test_memory_shows_who_is_there_and_who_left(shoal: Shoal, address: str) -> None:
@@ -64,6 +67,24 @@ def test_memory_says_how_long_a_model_stays(shoal: Shoal, address: str) -> None:
     run(shoal, address, "load", "two", "--unpin")
     resident = json.loads(run(shoal, address, "memory", "--json"))["residents"][0]
     assert 0 < float(resident["residency"]["idle_left"].removesuffix("s")) <= 600
+
+
+def test_memory_shows_what_is_warm(shoal: Shoal, tmp_path: Path) -> None:
+    """With its size and the time that is left for it in RAM."""
+    make_tiny_model(tmp_path, "one")
+    with RunningServer(
+        "tests.fake_gpu", model_dir=tmp_path, default_model="one", gpu_idle_s=0.05
+    ) as server:
+        eventually(
+            lambda: "warm in RAM" in run(shoal, server.address, "memory"), "the model is warm"
+        )
+        lines = [line.split() for line in run(shoal, server.address, "memory").splitlines()]
+        at = lines.index(["warm", "in", "RAM", "bytes", "last", "use", "idle", "left"])
+        assert lines[at + 1][0] == "one@1"
+        facts = json.loads(run(shoal, server.address, "memory", "--json"))
+        (warm,) = facts["warm_models"]
+        assert int(warm["memory_bytes"]) > 0
+        assert 0 < float(warm["idle_left"].removesuffix("s")) <= 1800
 
 
 def test_pinning_what_is_not_there_is_refused_in_one_line(shoal: Shoal, address: str) -> None:

@@ -27,7 +27,7 @@ from tests.server.api.calls import (
 from tests.tiny_model import TinyModel, make_tiny_model
 
 READY = control_pb.MODEL_STATE_READY
-UNLOADED = control_pb.MODEL_STATE_UNLOADED
+REGISTERED = control_pb.MODEL_STATE_REGISTERED
 UNLOADING = control_pb.MODEL_STATE_UNLOADING
 
 UnloadFuture: TypeAlias = "grpc.Future[control_pb.UnloadModelResponse]"
@@ -195,7 +195,7 @@ def test_load_and_unload_are_idempotent(two: Connection, running: RunningServer)
     states = [two.load("a").state, two.load("a").state, two.unload("a").state,
               two.unload("a").state]  # fmt: skip
 
-    assert states == [READY, READY, UNLOADED, UNLOADED]
+    assert states == [READY, READY, REGISTERED, REGISTERED]
     assert loads(running, "a") == before + 1
 
 
@@ -220,7 +220,7 @@ def test_unload_waits_for_leases(two: Connection, tiny_models: dict[str, TinyMod
     unloaded = two.unload("a")
 
     assert slow.done()
-    assert unloaded.state == UNLOADED
+    assert unloaded.state == REGISTERED
     np.testing.assert_allclose(rows(slow.result()), [tiny_models["a"].vector(SLOW)], atol=1e-6)
 
 
@@ -272,7 +272,7 @@ def test_force_ends_what_waits(two: Connection) -> None:
             assert found.code is grpc.StatusCode.UNAVAILABLE
             assert (found.reason, found.domain) == ("UNAVAILABLE", "shoal")
             assert "by force" in found.message
-    assert states(two)["a"] == UNLOADED
+    assert states(two)["a"] == REGISTERED
 
 
 def test_force_overrules_an_unload_that_waits(two: Connection) -> None:
@@ -284,7 +284,7 @@ def test_force_overrules_an_unload_that_waits(two: Connection) -> None:
         two.unload("a", force_after=duration_pb2.Duration())
 
         assert busy[-1].exception() is not None
-        assert patient.result().model.state == UNLOADED
+        assert patient.result().model.state == REGISTERED
 
 
 def test_unload_goes_on_when_another_gives_up(two: Connection) -> None:
@@ -297,7 +297,7 @@ def test_unload_goes_on_when_another_gives_up(two: Connection) -> None:
         assert refusal(hasty.result).code is grpc.StatusCode.DEADLINE_EXCEEDED
         assert states(two)["a"] == UNLOADING
 
-    assert patient.result().model.state == UNLOADED
+    assert patient.result().model.state == REGISTERED
 
 
 def test_longest_duration_is_a_duration(two: Connection) -> None:
@@ -306,7 +306,7 @@ def test_longest_duration_is_a_duration(two: Connection) -> None:
 
     two.unload("a", force_after=duration_pb2.Duration(seconds=315_576_000_000, nanos=999_999_999))
 
-    assert states(two)["a"] == UNLOADED
+    assert states(two)["a"] == REGISTERED
 
 
 @without_gpu
@@ -318,7 +318,7 @@ def test_device_that_is_not_there(two: Connection, device: str) -> None:
     assert found.code is grpc.StatusCode.FAILED_PRECONDITION
     assert device in found.message
     assert "onnx" in found.message.lower() or "nvidia" in found.message.lower()
-    assert states(two)["a"] == UNLOADED
+    assert states(two)["a"] == REGISTERED
     assert two.load("a", device="cpu").residency.device == "cpu"
     assert two.load("a", device="auto").residency.device == "cpu"
 

@@ -13,6 +13,7 @@ from shoal_server.errors import ModelLoadFailed
 from shoal_server.inference.bound_model import BoundModel
 from shoal_server.inference.onnx_model import OnnxModel
 from shoal_server.inference.pinned import Bytes, ordinary_memory
+from shoal_server.residency.probes import resident_set_bytes
 from tests.running import DEFAULT_MODEL, MODELS
 
 from .graphs import CUDA, PAD, run, write_graph
@@ -135,3 +136,18 @@ def test_a_gpu_that_the_runtime_does_not_have_is_refused(tmp_path: Path) -> None
     path = write_graph(tmp_path / "model.onnx")
     with pytest.raises(ModelLoadFailed, match="CUDAExecutionProvider"):
         BoundModel.open(path, device="cuda:0", cuda=CUDA, pad_id=0, max_tokens=8, dimensions=2)
+
+
+@pytest.mark.skipif(not REAL.is_file(), reason="the default model is not prepared")
+def test_what_runs_leave_behind_can_be_given_back() -> None:
+    """Shrinking returns the arena's memory, and changes no vector."""
+    model = BoundModel.open(REAL, device="cpu", cuda=CUDA, pad_id=0, max_tokens=256, dimensions=384)
+    batch = [[101, *range(2000, 2253), 102]] * 8
+    before = run(model, *batch)
+    grown = resident_set_bytes()
+    model.shrink()
+    shrunk = resident_set_bytes()
+    assert grown is not None
+    assert shrunk is not None
+    assert grown - shrunk > 20 << 20
+    np.testing.assert_array_equal(run(model, *batch), before)

@@ -51,6 +51,16 @@ def test_a_graph_without_its_weights_does_not_load(tmp_path: Path) -> None:
     assert str(tmp_path) not in raised.value.message
 
 
+def test_rows_keep_nothing_of_the_session(tmp_path: Path) -> None:
+    """Whoever has a row has its numbers, and not the arena that they were computed in."""
+    row = open_model(write_graph(tmp_path / "model.onnx")).run([[1, 2]], [False]).rows[0]
+    assert isinstance(row, np.ndarray)
+    owner: object = row
+    while isinstance(owner, np.ndarray) and owner.base is not None:
+        owner = owner.base
+    assert isinstance(owner, np.ndarray)
+
+
 @pytest.mark.skipif(not REAL.is_file(), reason="the default model is not prepared")
 def test_what_runs_leave_behind_can_be_given_back() -> None:
     """Shrinking returns the arena's memory to the system, and changes no vector."""

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from shoal_server.core import ModelKey
-from shoal_server.errors import Unavailable
-from shoal_server.lifecycle import Load, LoadReason, ModelState, Unloading, UnloadReason
+from shoal_server.errors import ModelFileCorrupt, Unavailable
+from shoal_server.lifecycle import (
+    Load,
+    LoadReason,
+    ModelState,
+    Unloading,
+    UnloadReason,
+    WarmRelease,
+)
+from shoal_server.registry.conditions import Conditions
 from shoal_server.registry.events import Event, ModelStateChanged
+from shoal_server.registry.labels import Deprecation
+from shoal_server.registry.states import LEGAL
 from shoal_server.residency.announcing import ObserverGroup, PoolEvents
 from shoal_server.residency.eviction import Budget
 from shoal_server.residency.idle import IdleRules
+from shoal_server.residency.model_states import ModelStates, Versions
 from shoal_server.residency.pool import SessionPool
-from shoal_server.residency.resident import Lease, PoolSettings, SessionLoader, State
+from shoal_server.residency.resident import Lease, PoolObserver, PoolSettings, SessionLoader, State
 from tests.server.batching.fakes import settle
 
 CPU = "cpu"
@@ -49,9 +61,13 @@ class Gate:
 class FakeSession:
     """Takes memory from being made until `close` has returned."""
 
-    def __init__(self, key: ModelKey, size_bytes: int, loader: FakeLoader) -> None:
+    def __init__(
+        self, key: ModelKey, size_bytes: int, loader: FakeLoader, device: str = CPU
+    ) -> None:
         self.key = key
         self.size_bytes = size_bytes
+        self.version = None  # what the catalog asks a model for; this one has no files
+        self.device = device
         self.idle_s = loader.idle_s.get(key)
         self.arena_bytes = loader.arenas.get(key, 0)
         self.aborted: Unavailable | None = None
@@ -83,6 +99,35 @@ class FakeSession:
         assert not self.closing
         self.leases_ended += 1
 
+    def warm_form(self) -> FakeWarmForm | None:
+        return None if self.device == CPU else FakeWarmForm(self.key, self._loader)
+
+
+class FakeWarmForm:
+    """Takes memory from when it begins to be filled."""
+
+    def __init__(self, key: ModelKey, loader: FakeLoader) -> None:
+        self.key = key
+        self.size_bytes = loader.warm_bytes
+        self.idle_s = loader.warm_idle_s.get(key)
+        self.begun = self.filled = False
+        self._loader = loader
+        loader.forms.add(self)
+
+    async def fill(self) -> None:
+        self.begun = True
+        await self._loader.fill_gates[self.key].passed()
+        if self.key in self._loader.fill_problems:
+            raise ModelFileCorrupt(self._loader.fill_problems[self.key])
+        self.filled = True
+
+    async def is_current(self) -> bool:
+        return self.key not in self._loader.changed
+
+    async def load(self, device: str) -> FakeSession:
+        assert self.filled
+        return await self._loader.load_warm(self.key, device)
+
 
 class FakeLoader:
     """Loads at once, unless a gate is closed or an error waits to be raised."""
@@ -102,7 +147,17 @@ class FakeLoader:
         """Raised by the next loads, in this order."""
         self.close_errors: dict[ModelKey, Exception] = {}
         self.loads: list[ModelKey] = []
-        """Every call of `load`, in order."""
+        """Every load from the files, in order."""
+        self.warm_loads: list[ModelKey] = []
+        """Every load from a warm form."""
+        self.forms: weakref.WeakSet[FakeWarmForm] = weakref.WeakSet()
+        """Those that somebody holds; with the last hold their memory is free."""
+        self.warm_bytes = 8
+        self.warm_idle_s: dict[ModelKey, float] = {}
+        self.fill_gates: defaultdict[ModelKey, Gate] = defaultdict(Gate)
+        self.fill_problems: dict[ModelKey, str] = {}
+        self.changed: set[ModelKey] = set()
+        """Models whose files are no longer what they were."""
         self.sessions: list[FakeSession] = []
         self.closed: list[ModelKey] = []
 
@@ -114,11 +169,18 @@ class FakeLoader:
 
     async def load(self, key: ModelKey, device: str) -> FakeSession:
         self.loads.append(key)
+        return await self._open(key, device)
+
+    async def load_warm(self, key: ModelKey, device: str) -> FakeSession:
+        self.warm_loads.append(key)
+        return await self._open(key, device)
+
+    async def _open(self, key: ModelKey, device: str) -> FakeSession:
         await self.load_gates[key].passed()
         if self.errors[key]:
             raise self.errors[key].pop(0)
         size_bytes = self.measured.get(key, self.predicted[key])
-        self.sessions.append(FakeSession(key, size_bytes, self))
+        self.sessions.append(FakeSession(key, size_bytes, self, device))
         return self.sessions[-1]
 
 
@@ -129,6 +191,8 @@ class RecordingObserver:
     counted: dict[str, tuple[int, int]] = field(default_factory=dict)
     ended: list[tuple[ModelKey, str | None]] = field(default_factory=list)
     """Key and, for a failure, its reason."""
+    loads: list[Load] = field(default_factory=list)
+    """The same, with all there is to it."""
     gone: list[tuple[ModelKey, Unloading]] = field(default_factory=list)
     """Key and why."""
 
@@ -140,6 +204,7 @@ class RecordingObserver:
 
     def load_ended(self, load: Load) -> None:
         self.ended.append((load.key, load.error.reason if load.error else None))
+        self.loads.append(load)
 
     def unloading(self, key: ModelKey, why: Unloading) -> None:
         pass
@@ -155,6 +220,40 @@ class RecordingObserver:
         return [key for key, why in self.gone if why.reason is UnloadReason.EVICTED]
 
 
+@dataclass
+class WarmRecorder:
+    """Remembers what it was told of warm forms."""
+
+    now: tuple[int, int] = (0, 0)
+    """Models and bytes."""
+    loaded: list[ModelKey] = field(default_factory=list)
+    released: list[WarmRelease] = field(default_factory=list)
+
+    def warm_changed(self, models: int, size_bytes: int) -> None:
+        self.now = (models, size_bytes)
+
+    def warm_loaded(self, key: ModelKey) -> None:
+        self.loaded.append(key)
+
+    def warm_released(self, release: WarmRelease) -> None:
+        self.released.append(release)
+
+
+class FakeVersions:
+    """As much of a registry as states need."""
+
+    def __init__(self) -> None:
+        self.known: list[ModelKey] = []
+        self.deprecated: dict[ModelKey, Deprecation] = {}
+        """By version; without one: of a model."""
+
+    def versions_known(self, name: str) -> list[ModelKey]:
+        return [each for each in self.known if each.name == name]
+
+    def deprecation_of(self, key: ModelKey) -> Deprecation | None:
+        return self.deprecated.get(key, self.deprecated.get(ModelKey(key.name, "")))
+
+
 class Published:
     """Keeps the events that the pool's doings gave."""
 
@@ -165,12 +264,12 @@ class Published:
         self.events.append(event)
 
     def states(self) -> dict[ModelKey, ModelState]:
-        """What was told last of each; each change began where the one before ended."""
+        """What was told last of each; each change is legal, from where the one before ended."""
         states: dict[ModelKey, ModelState] = {}
         for event in self.events:
             if isinstance(event, ModelStateChanged):
-                assert event.before is states.get(event.key, ModelState.UNLOADED), self.events
-                assert event.before is not event.after, self.events
+                assert event.before is states.get(event.key, ModelState.REGISTERED), self.events
+                assert event.after in LEGAL[event.before], self.events
                 states[event.key] = event.after
         return states
 
@@ -197,10 +296,20 @@ class Bench:
         size_bytes: int | None = None,
         eviction_wait_s: float = 60.0,
         idle: IdleRules | None = None,
+        pins: Mapping[ModelKey, bool] | None = None,
+        versions: Versions | None = None,
     ) -> None:
         self.loader = FakeLoader()
         self.observer = RecordingObserver()
+        self.warm = WarmRecorder()
         self.published = Published()
+        self.versions = FakeVersions()
+        self.conditions = Conditions()
+        self.states = ModelStates(versions or self.versions, self.conditions, self.published)
+        self.observers: list[PoolObserver] = [
+            self.observer,
+            PoolEvents(self.published, self.states),
+        ]
         self.now_s = 1000.0
         self.timers: list[FakeTimer] = []
         loader: SessionLoader[FakeSession] = self.loader
@@ -208,11 +317,14 @@ class Bench:
             loader,
             budgets={CPU: Budget(models, size_bytes), "cuda:0": Budget(models, size_bytes)},
             settings=PoolSettings(eviction_wait_s, load_backoff_s=5.0, load_backoff_max_s=60.0),
-            observer=ObserverGroup([self.observer, PoolEvents(self.published)]),
+            observer=ObserverGroup(self.observers),
             clock=lambda: self.now_s,
+            warm_observer=self.warm,
             idle=idle,
             later=self._later,
+            pins=pins,
         )
+        self.states.begin(self.pool)
 
     def _later(self, delay_s: float, call: Callable[[], None]) -> FakeTimer:
         self.timers = [each for each in self.timers if not each.cancelled]
@@ -270,7 +382,8 @@ class Bench:
 
     async def shut_down(self) -> None:
         """Let everything go on, close the pool; nothing may be left in memory."""
-        for gates in (self.loader.load_gates, self.loader.close_gates):
+        loader = self.loader
+        for gates in (loader.load_gates, loader.close_gates, loader.fill_gates):
             for gate in gates.values():
                 gate.open()
         await settle()
@@ -278,4 +391,6 @@ class Bench:
         assert self.observer.counted.get(CPU, (0, 0)) == self.counted
         await self.pool.close()
         assert self.counted == (0, 0), self.pool
+        assert self.pool.warm() == [], self.pool
+        assert self.warm.now == (0, 0), self.pool
         assert all(session.closed for session in self.loader.sessions), self.pool

@@ -20,8 +20,8 @@ from tests.server.batching.fakes import settle
 from .conftest import MakeBench
 from .fakes import CPU, A, B
 
-UNLOADED, LOADING, READY = ModelState.UNLOADED, ModelState.LOADING, ModelState.READY
-UNLOADING, FAILED = ModelState.UNLOADING, ModelState.FAILED
+REGISTERED, LOADING, READY = ModelState.REGISTERED, ModelState.LOADING, ModelState.READY
+UNLOADING, ERROR = ModelState.UNLOADING, ModelState.ERROR
 
 
 async def test_a_load_and_an_unload_are_told_with_their_reasons(make_bench: MakeBench) -> None:
@@ -31,11 +31,11 @@ async def test_a_load_and_an_unload_are_told_with_their_reasons(make_bench: Make
     await bench.use(A)
     await bench.pool.unload(A)
     assert bench.published.events == [
-        ModelStateChanged(A, UNLOADED, LOADING, "request"),
+        ModelStateChanged(A, REGISTERED, LOADING, "request"),
         ModelStateChanged(A, LOADING, READY, ""),
         ModelLoaded(A, CPU, size_bytes=12, seconds=0.0, why=LoadReason.REQUEST),
         ModelStateChanged(A, READY, UNLOADING, "asked"),
-        ModelStateChanged(A, UNLOADING, UNLOADED, "asked"),
+        ModelStateChanged(A, UNLOADING, REGISTERED, "asked"),
         ModelUnloaded(A, Unloading(UnloadReason.ASKED)),
     ]
 
@@ -63,17 +63,17 @@ async def test_a_load_that_somebody_asked_for_says_so(make_bench: MakeBench) -> 
 
 
 async def test_a_failed_load_is_told_with_what_went_wrong(make_bench: MakeBench) -> None:
-    """The state is failed while the failure is remembered; the next load begins there."""
+    """The state is error while the failure is remembered; the next load begins there."""
     bench = make_bench()
     bench.loader.errors[A].append(LoadFailed("no good"))
     with pytest.raises(LoadFailed):
         await bench.acquire(A)
     await bench.pool.load(A, CPU)
     assert bench.published.events[:4] == [
-        ModelStateChanged(A, UNLOADED, LOADING, "request"),
-        ModelStateChanged(A, LOADING, FAILED, "no good"),
+        ModelStateChanged(A, REGISTERED, LOADING, "request"),
+        ModelStateChanged(A, LOADING, ERROR, "no good"),
         ModelLoadFailed(A, CPU, 0.0, "MODEL_LOAD_FAILED", "no good", LoadReason.REQUEST),
-        ModelStateChanged(A, FAILED, LOADING, "asked"),
+        ModelStateChanged(A, ERROR, LOADING, "asked"),
     ]
 
 
@@ -84,7 +84,7 @@ async def test_a_load_without_room_leaves_no_failed_model(make_bench: MakeBench)
     with pytest.raises(Overloaded):
         await bench.acquire(B)
     lease.release()
-    assert bench.published.states()[B] is UNLOADED
+    assert bench.published.states()[B] is REGISTERED
     (failed,) = [each for each in bench.published.events if isinstance(each, ModelLoadFailed)]
     assert (failed.key, failed.reason) == (B, "OVERLOADED")
 
@@ -112,4 +112,4 @@ async def test_the_shutdown_is_a_reason(make_bench: MakeBench) -> None:
     with pytest.raises(ShoalError):
         await caller
     assert ModelUnloaded(A, Unloading(UnloadReason.SHUTDOWN)) in bench.published.events
-    assert bench.published.states() == {A: UNLOADED, B: UNLOADED}
+    assert bench.published.states() == {A: REGISTERED, B: REGISTERED}

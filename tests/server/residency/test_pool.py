@@ -324,3 +324,30 @@ async def test_what_is_closing_already_is_not_closed_again(make_bench: MakeBench
     bench.loader.close_gates[B].open()
     await asyncio.wait_for(asyncio.gather(closing, unloading), 1)
     assert sorted(bench.loader.closed, key=str) == [A, B]
+
+
+async def test_a_model_that_is_being_unloaded_can_not_be_pinned(make_bench: MakeBench) -> None:
+    """The pin would be gone with the session, though the caller was told that it holds."""
+    bench = make_bench()
+    await bench.use(A)
+    bench.loader.close_gates[A].close()
+    unloading = asyncio.create_task(bench.pool.unload(A))
+    await settle()
+    with pytest.raises(FailedPrecondition, match="being unloaded"):
+        bench.pool.pin(A, True)
+    bench.loader.close_gates[A].open()
+    await unloading
+
+
+async def test_a_model_may_fail_any_number_of_times(make_bench: MakeBench) -> None:
+    """The wait before the next try doubles up to its bound, and stays there."""
+    bench = make_bench()
+    bench.loader.errors[A] = [ModelLoadFailed("broken") for _ in range(1_100)]
+    for _ in range(1_100):
+        with pytest.raises(ModelLoadFailed):
+            await bench.acquire(A)
+        failure = bench.pool.failure(A)
+        assert failure is not None
+        wait_s = failure.until_s - bench.now_s
+        bench.now_s += wait_s
+    assert wait_s == 60.0

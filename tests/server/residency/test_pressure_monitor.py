@@ -10,7 +10,7 @@ import pytest
 
 from shoal_server.core import ModelKey
 from shoal_server.errors import ModelLoadFailed, Overloaded
-from shoal_server.lifecycle import PressureLevel, UnloadReason
+from shoal_server.lifecycle import PressureLevel, Unloading, UnloadReason
 from shoal_server.residency.pressure import MemoryUse, PressureLimits
 from shoal_server.residency.pressure_monitor import PressureMonitor
 from shoal_server.residency.probes import Memory
@@ -391,3 +391,26 @@ async def test_other_limits_hold_from_the_next_look_on(make_bench: MakeBench) ->
     await machine.look()
     machine.monitor.change(PressureLimits(threshold=0.5, lower=0.4, critical=0.6, hold_s=0))
     assert await machine.look() is CRITICAL
+
+
+async def test_while_ram_is_short_nothing_that_leaves_a_gpu_stays_warm(
+    make_bench: MakeBench,
+) -> None:
+    """What is warm goes, and nothing comes until memory is no longer short."""
+    machine = Machine(make_bench(), others=85)
+    bench = machine.bench
+
+    async def evict_from_the_gpu(key: ModelKey) -> list[ModelKey]:
+        (await bench.acquire(key, GPU)).release()
+        await bench.pool.release_unused(GPU, 0.0, Unloading(UnloadReason.PRESSURE))
+        await settle()
+        return [each.key for each in bench.pool.warm()]
+
+    assert await evict_from_the_gpu(A) == [A]
+    await machine.look()
+    assert await machine.look(after_s=10) is ELEVATED
+    assert bench.pool.warm() == []
+    assert await evict_from_the_gpu(B) == []
+    machine.others = 10
+    assert await machine.look() is NORMAL
+    assert await evict_from_the_gpu(B) == [B]
