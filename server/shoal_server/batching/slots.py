@@ -42,6 +42,11 @@ class Slots:
             self._wanting.append(when_free)
         return False
 
+    def withdraw(self, when_free: Callable[[], None]) -> None:
+        """Call `when_free` no more; it wants no slot any longer. Idempotent."""
+        if when_free in self._wanting:
+            self._wanting.remove(when_free)
+
     def take_rest(self) -> int:
         """Take every slot that is free, for one run on all of them; how many."""
         taken, self._free = self._free, 0

@@ -55,6 +55,23 @@ def test_they_are_called_in_the_order_in_which_they_asked() -> None:
         assert slots.free == 0
 
 
+def test_who_withdrew_is_not_called() -> None:
+    """The next one is; to withdraw twice, or without having asked, changes nothing."""
+    slots = Slots(1)
+    calls: list[str] = []
+
+    def other() -> None:
+        calls.append("other")
+
+    slots.reserve(must_not_be_called)
+    slots.reserve(must_not_be_called)
+    slots.reserve(other)
+    slots.withdraw(must_not_be_called)
+    slots.withdraw(must_not_be_called)
+    slots.release()
+    assert calls == ["other"]
+
+
 def test_a_slot_that_is_not_wanted_any_more_is_offered_to_the_next() -> None:
     """Who has nothing to run when its turn comes does not keep the others out."""
     slots = Slots(1)
