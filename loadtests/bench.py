@@ -27,6 +27,7 @@ from rich.console import Console
 from loadtests import measure
 from loadtests.bare import BareWindow
 from loadtests.goals import outcomes
+from loadtests.management import measure_management
 from loadtests.policy_cost import measure_policy_cost
 from loadtests.report import html_report, print_report
 from loadtests.results import (
@@ -126,6 +127,7 @@ def _measure(options: argparse.Namespace, console: Console) -> Results:
             results.limit = bench.limits
             if others:
                 _measure_starts(results, bench, servers, options, console)
+                _measure_management(results, folder, options, console)
             if others and not options.no_open:
                 loads = _QUICK_LOADS if options.quick else _LOADS
                 _measure_open(results, bench, servers, loads, options, console)
@@ -183,6 +185,15 @@ def _machine() -> dict[str, str]:
         "load average at the start": f"{os.getloadavg()[0]:.1f}",
         "software": f"Python {platform.python_version()}, {versions}",
     }
+
+
+def _measure_management(
+    results: Results, folder: Path, options: argparse.Namespace, console: Console
+) -> None:
+    loads, calls = (5, 20) if options.quick else (15, 50)
+    for config in _configs(options):
+        console.print(f"management, {config.name}", style="dim")
+        results.management.append(measure_management(config, folder, loads=loads, calls=calls))
 
 
 def _measure_starts(

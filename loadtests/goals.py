@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
+from loadtests.management import CALLS, LOAD, SWITCH
 from loadtests.results import ClosedResult, OpenResult, Results
 from loadtests.rows import Row
 
@@ -69,7 +70,7 @@ def _cpu_goals(results: Results, server: str) -> Iterator[Outcome]:
     yield goal("any workload 8 × 32", 1.04, [Row(w, 8, 32) for w in ("short", "medium", "mixed")])
 
 
-_SHARES = (
+SHARES = (
     (Row("short", 1, 1), 0.46, 0.38),
     (Row("short", 8, 1), 0.70, 0.57),
     (Row("short", 64, 1), 0.83, 0.78),
@@ -84,7 +85,7 @@ _SHARES = (
 def _share_goals(results: Results, server: str) -> Iterator[Outcome]:
     if results.precision == "int8":
         return
-    for row, goal, peer in _SHARES:
+    for row, goal, peer in SHARES:
         found = results.find_closed(server, [row])
         measured = found[0].median(lambda window: window.share) if found else None
         yield Outcome(server, f"share of the limit: {row}", goal, False, measured, peer)
@@ -144,3 +145,15 @@ def _start_goals(results: Results, server: str) -> Iterator[Outcome]:
     yield Outcome(server, "start to ready", 1.5, True, start_s, unit="s")
     cold_ms = sorted(started.cold_ms)[len(started.cold_ms) // 2] if started.cold_ms else None
     yield Outcome(server, "cold model's first answer", 150.0, True, cold_ms, unit="ms")
+    yield from _management_goals(results, server)
+
+
+_MANAGEMENT_MS = {LOAD: 100.0, SWITCH: 50.0, **dict.fromkeys(CALLS, 1.0)}
+
+
+def _management_goals(results: Results, server: str) -> Iterator[Outcome]:
+    """Medians, at the server."""
+    found = next((each for each in results.management if each.server == server), None)
+    for operation, goal_ms in _MANAGEMENT_MS.items():
+        measured = found.median_ms(operation) if found else None
+        yield Outcome(server, f"at the server: {operation}", goal_ms, True, measured, unit="ms")

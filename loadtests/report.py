@@ -13,7 +13,7 @@ from rich.table import Table as RichTable
 from loadtests.goals import Outcome, outcomes
 from loadtests.http2 import OK
 from loadtests.plots import Bar, Line, bar_plot, line_plot
-from loadtests.results import AloneResult, ClosedResult, OpenResult, Results
+from loadtests.results import AloneResult, ClosedResult, ManagementResult, OpenResult, Results
 from loadtests.stats import Percentiles
 
 _STYLE = """
@@ -67,7 +67,7 @@ def html_report(results: Results) -> str:
 
 
 def tables(results: Results) -> Iterator[Table]:
-    """Limit, closed loop, one caller, open loop, goals."""
+    """Limit, closed loop, one caller, open loop, management, goals."""
     yield _limit_table(results)
     if results.closed:
         yield _closed_table(results)
@@ -75,6 +75,8 @@ def tables(results: Results) -> Iterator[Table]:
         yield _alone_table(results)
     if results.open:
         yield _open_table(results)
+    if results.management:
+        yield _management_table(results.management)
     yield _goals_table(results)
 
 
@@ -215,6 +217,27 @@ def _open_cells(each: OpenResult) -> tuple[str, ...]:
         refused_ms[2],
         f"{each.median(lambda w: w.lateness_p99_ms):.1f}",
         f"{each.median(lambda w: w.others_share):.0%}",
+    )
+
+
+def _management_table(found: Sequence[ManagementResult]) -> Table:
+    return Table(
+        "Managing models: time at the server, ms",
+        ("operation", "server", "times", "median", "least", "most"),
+        [
+            (
+                operation,
+                each.server,
+                str(len(times_ms)),
+                f"{each.median_ms(operation):.2f}",
+                f"{min(times_ms):.2f}",
+                f"{max(times_ms):.2f}",
+            )
+            for each in found
+            for operation, times_ms in each.times_ms.items()
+        ],
+        "From receiving an RPC to its answer, one at a time, nothing else going on. The switch: "
+        "from the new version being warm to the first request that gets it.",
     )
 
 

@@ -164,6 +164,19 @@ class PolicyCost:
     many: int
 
 
+@dataclass(frozen=True, slots=True)
+class ManagementResult:
+    """What managing models takes at one server."""
+
+    server: str
+    times_ms: dict[str, list[float]] = field(default_factory=dict)
+    """By operation, as the server itself counted them."""
+
+    def median_ms(self, operation: str) -> float:
+        """Of one operation."""
+        return statistics.median(self.times_ms[operation])
+
+
 @dataclass(slots=True)
 class Results:
     """One run of the benchmark."""
@@ -179,6 +192,7 @@ class Results:
     closed: list[ClosedResult] = field(default_factory=list)
     open: list[OpenResult] = field(default_factory=list)
     alone: list[AloneResult] = field(default_factory=list)
+    management: list[ManagementResult] = field(default_factory=list)
     policy: PolicyCost | None = None
     took_s: float = 0.0
 

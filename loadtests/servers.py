@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -37,6 +37,15 @@ class ServerConfig:
         if self.root != ROOT:
             parts.append(f"root={self.root}")
         return f"{self.name} ({', '.join(parts)})" if parts else self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One line of /metrics."""
+
+    name: str
+    labels: Mapping[str, str]
+    value: float
 
 
 class ServerStartError(RuntimeError):
@@ -86,6 +95,7 @@ class ServerUnderTest:
             "grpc_port": "0",
             "http_port": "0",
             "model_dir": str(self._models),
+            "restore_models": "false",  # what an earlier run had in memory is not this one's
             **self.config.settings,
         }
         environment |= {f"SHOAL_{name.upper()}": value for name, value in settings.items()}
@@ -127,10 +137,22 @@ class ServerUnderTest:
                 self._process.kill()
                 self._process.wait()
 
+    @property
+    def exit_status(self) -> int | None:
+        """Of the process, once it has ended."""
+        return self._process.poll()
+
     def metrics(self) -> dict[str, float]:
         """Every sample of /metrics, summed over its labels, by name."""
+        totals: dict[str, float] = {}
+        for sample in self.samples():
+            totals[sample.name] = totals.get(sample.name, 0.0) + sample.value
+        return totals
+
+    def samples(self) -> list[Sample]:
+        """Every sample of /metrics."""
         with urllib.request.urlopen(f"http://{self._http}/metrics", timeout=10) as answer:
-            return parse_metrics(answer.read().decode())
+            return list(read_samples(answer.read().decode()))
 
     def output(self) -> str:
         """What it has printed so far."""
@@ -160,11 +182,10 @@ def stop_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, leave)
 
 
-def parse_metrics(text: str) -> dict[str, float]:
-    """Samples of the Prometheus text format, summed over their labels, by name."""
-    totals: dict[str, float] = {}
+def read_samples(text: str) -> Iterator[Sample]:
+    """Samples of the Prometheus text format."""
     for line in text.splitlines():
-        match = re.fullmatch(r"(\w+)(?:\{.*\})? (\S+)", line)
+        match = re.fullmatch(r"(\w+)(?:\{(.*)\})? (\S+)", line)
         if match:
-            totals[match[1]] = totals.get(match[1], 0.0) + float(match[2])
-    return totals
+            labels = dict(re.findall(r'(\w+)="([^"]*)"', match[2] or ""))
+            yield Sample(match[1], labels, float(match[3]))

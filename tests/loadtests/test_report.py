@@ -10,9 +10,10 @@ import pytest
 from rich.console import Console
 
 from loadtests.goals import outcomes
+from loadtests.management import CALLS, LOAD, SWITCH
 from loadtests.plots import Bar, Line, bar_plot, line_plot
 from loadtests.report import html_report, print_report
-from loadtests.results import Results
+from loadtests.results import ManagementResult, Results
 
 RECORDED = Path(__file__).with_name("recorded.json")
 
@@ -54,6 +55,20 @@ def test_a_goal_is_judged_by_the_medians(results: Results) -> None:
     row = next(each for each in results.closed if str(each.row) == "short 64 × 1")
     assert cpu.measured == row.median(lambda window: window.cpu_ratio)
     assert cpu.met == (cpu.measured <= 1.12)
+
+
+def test_managing_is_judged_by_the_medians_at_the_server(results: Results) -> None:
+    """A row for each call, and a goal: a load 100 ms, a switch 50, others 1."""
+    name = results.servers[0].name
+    times_ms = {LOAD: [90.0, 99.0, 400.0], SWITCH: [51.0], **{call: [0.4, 0.6] for call in CALLS}}
+    results.management.append(ManagementResult(name, times_ms))
+    found = {each.name: each for each in outcomes(results) if each.server == name}
+    assert found[f"at the server: {LOAD}"].measured == 99.0
+    assert found[f"at the server: {LOAD}"].met is True
+    assert found[f"at the server: {SWITCH}"].met is False
+    for call in CALLS:
+        assert (found[f"at the server: {call}"].goal, found[f"at the server: {call}"].met) == (1, 1)
+        assert f"<td>at the server: {call}<" in html_report(results)
 
 
 def test_a_run_without_measurements_still_reports(results: Results) -> None:

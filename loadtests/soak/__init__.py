@@ -1,0 +1,1 @@
+"""`make soak`: many callers, while somebody changes everything that can be changed."""
