@@ -108,9 +108,13 @@ def _run(client: Client, texts: list[str] | None, writer: Writer, options: Embed
     else:
         chunks = client.embed_chunks(_stdin_lines(), **options)
     is_empty = True
+    told = ""
     for chunk in chunks:
         writer.write(chunk)
         is_empty = False
+        if chunk.deprecation not in ("", told):
+            told = chunk.deprecation
+            typer.echo(f"shoal: {told}", err=True)
     if is_empty and isinstance(writer, NpyWriter):
         _write_no_rows(client, writer, options)
 

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal, TypedDict, TypeVar
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
 
+from shoal.v1.capabilities_pb2 import InputType
 from shoal.v1.embed_pb2 import EmbedRequest, Priority, TokenIds, VectorEncoding
 from shoal.v1.model_control_pb2 import (
+    DeregisterModelRequest,
     ListModelsRequest,
     ModelKind,
     ModelOrder,
     ModelState,
     UnloadModelRequest,
 )
+from shoal.v1.settings_pb2 import UpdateSettingsRequest
 from shoal.v1.versions_pb2 import AliasTarget, Deprecation, SwitchModelRequest
 from shoal_client.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
     from datetime import datetime
 
 Encoding = Literal["float32", "float16", "int8", "ubinary"]
@@ -51,6 +55,7 @@ def _short_names(values: Iterable[tuple[str, T]], prefix: str) -> dict[str, T]:
 
 _STATES = _short_names(ModelState.items()[1:], "MODEL_STATE_")
 _KINDS = _short_names(ModelKind.items()[1:], "MODEL_KIND_")
+_INPUT_TYPES = _short_names(InputType.items()[1:], "INPUT_TYPE_")
 _ORDERS = _short_names(ModelOrder.items()[1:], "MODEL_ORDER_")
 
 Texts = TypeVar("Texts")
@@ -129,11 +134,20 @@ def new_request_id() -> str:
 
 def new_unload_request(model: str, force_after_s: float | None) -> UnloadModelRequest:
     """A request to take a model out of memory."""
-    force_after = None
-    if force_after_s is not None:
-        force_after = Duration()
-        force_after.FromNanoseconds(round(force_after_s * 1e9))
-    return UnloadModelRequest(model=model, force_after=force_after)
+    return UnloadModelRequest(model=model, force_after=_duration(force_after_s))
+
+
+def new_deregister_request(model: str, force_after_s: float | None) -> DeregisterModelRequest:
+    """A request to neither serve nor list a model any longer."""
+    return DeregisterModelRequest(model=model, force_after=_duration(force_after_s))
+
+
+def _duration(seconds: float | None) -> Duration | None:
+    if seconds is None:
+        return None
+    duration = Duration()
+    duration.FromNanoseconds(round(seconds * 1e9))
+    return duration
 
 
 def new_list_request(
@@ -143,13 +157,20 @@ def new_list_request(
     tags: Iterable[str],
     kind: str,
     dimensions: int,
+    languages: Iterable[str],
+    precision: str,
+    input_type: str,
+    runs_on: str,
+    prompt: str,
+    tokens: int,
     order_by: str,
     descending: bool,
 ) -> ListModelsRequest:
     """A request for the models that have all of this, a page at a time.
 
     Raises:
-        InvalidArgumentError: A state, the kind or the order has no such name.
+        InvalidArgumentError: A state, the kind, the type of inputs or the order has no such
+            name.
     """
     return ListModelsRequest(
         text=text,
@@ -158,6 +179,14 @@ def new_list_request(
         tags=tags,
         kind=_named(kind, _KINDS, "kind") if kind else ModelKind.MODEL_KIND_UNSPECIFIED,
         dimensions=dimensions,
+        languages=languages,
+        precision=precision,
+        input_type=_named(input_type, _INPUT_TYPES, "input_type")
+        if input_type
+        else InputType.INPUT_TYPE_UNSPECIFIED,
+        runs_on=runs_on,
+        prompt=prompt,
+        tokens=tokens,
         order_by=_named(order_by, _ORDERS, "order_by"),
         descending=descending,
         page_size=_LIST_PAGE,
@@ -167,13 +196,36 @@ def new_list_request(
 def new_switch_request(
     alias: str, targets: str | Mapping[str, int], keep_previous: bool
 ) -> SwitchModelRequest:
-    """A request to let an alias stand for one target, or for several by weight."""
+    """A request to let an alias stand for one target, or for several by weight.
+
+    Raises:
+        TypeError: Several targets came without weights.
+    """
     weights = {targets: 1} if isinstance(targets, str) else targets
+    if not isinstance(weights, Mapping):
+        raise TypeError("targets is a name, or a mapping from names to weights: {name: 1}")
     return SwitchModelRequest(
         alias=alias,
         targets=[AliasTarget(model=model, weight=weight) for model, weight in weights.items()],
         keep_previous=keep_previous,
     )
+
+
+def new_settings_request(
+    settings: Mapping[str, str] | None, persist: bool
+) -> UpdateSettingsRequest:
+    """A request to change settings.
+
+    Raises:
+        TypeError: A value is no str; the command line's words are meant.
+    """
+    for name, value in (settings or {}).items():
+        if not isinstance(value, str):
+            raise TypeError(
+                f"settings[{name}] is {type(value).__name__}, not str: values are given as on the "
+                "command line"
+            )
+    return UpdateSettingsRequest(settings=settings or {}, persist=persist)
 
 
 def new_deprecation(replacement: str, message: str, refuse_after: datetime | None) -> Deprecation:

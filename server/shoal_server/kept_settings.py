@@ -13,6 +13,7 @@ import structlog
 
 from shoal_server.errors import FailedPrecondition, ShoalError
 from shoal_server.registry.store import Change, RecordStore
+from shoal_server.registry.whole import WholeTasks
 from shoal_server.runtime_settings import RuntimeSettings
 
 log = structlog.get_logger(__name__)
@@ -39,6 +40,7 @@ class KeptSettings:
         self._store = store
         # Written first, then made: another change must not come between.
         self._changing = asyncio.Lock()
+        self._tasks = WholeTasks()
 
     def restore(self) -> None:
         """Make the changes that were kept; those that make no sense any more are logged."""
@@ -47,9 +49,11 @@ class KeptSettings:
         }
         if self._restored(texts):
             return
+        # One by one, and again: one may go together with another only once that is made.
+        while made := [name for name, text in texts.items() if self._restored({name: text})]:
+            texts = {name: text for name, text in texts.items() if name not in made}
         for name, text in texts.items():
-            if not self._restored({name: text}):
-                log.error("setting_left_out", setting=name, value=text)
+            log.error("setting_left_out", setting=name, value=text)
 
     async def update(self, texts: Mapping[str, str], *, keep: bool) -> None:
         """Change settings.
@@ -62,9 +66,12 @@ class KeptSettings:
             ShoalError: One of them can not be changed, or not be kept; none is.
         """
         async with self._changing:
-            if keep:
-                await self._keep(texts)
-            self.runtime.update(texts)
+            await self._tasks.finish(self._update(texts, keep))
+
+    async def _update(self, texts: Mapping[str, str], keep: bool) -> None:
+        if keep:
+            await self._keep(texts)
+        self.runtime.update(texts)
 
     async def _keep(self, texts: Mapping[str, str]) -> None:
         after, configured = self.runtime.check(texts), self.runtime.at_start

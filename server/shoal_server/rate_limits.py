@@ -46,30 +46,30 @@ class RateLimit:
 class TokenBucket:
     """So much a minute; holds a minute's worth, and is full at first."""
 
-    __slots__ = ("_level", "_per_min", "_since_s")
+    __slots__ = ("_level", "_since_s", "per_min")
 
     def __init__(self, per_min: int, now_s: float) -> None:
-        self._per_min = per_min
+        self.per_min = per_min
         self._level = float(per_min)
         self._since_s = now_s
 
     def level(self, now_s: float) -> float:
         """What is in it; below 0 while there is a debt."""
-        refilled = self._level + (now_s - self._since_s) * self._per_min / _MINUTE_S
-        return min(refilled, float(self._per_min))
+        refilled = self._level + (now_s - self._since_s) * self.per_min / _MINUTE_S
+        return min(refilled, float(self.per_min))
 
     def is_full(self, now_s: float) -> bool:
         """Whether it is as when it was made."""
-        return self.level(now_s) >= self._per_min
+        return self.level(now_s) >= self.per_min
 
     def wait_s(self, amount: float, now_s: float) -> float:
         """Seconds until `amount`, or all that it holds where that is less, is in it."""
-        missing = min(amount, self._per_min) - self.level(now_s)
-        return max(0.0, missing * _MINUTE_S / self._per_min)
+        missing = min(amount, self.per_min) - self.level(now_s)
+        return max(0.0, missing * _MINUTE_S / self.per_min)
 
     def take(self, amount: float, now_s: float) -> None:
         """Take `amount` out, though there be less; a negative one gives back."""
-        self._level = min(self.level(now_s) - amount, float(self._per_min))
+        self._level = min(self.level(now_s) - amount, float(self.per_min))
         self._since_s = now_s
 
 
@@ -167,10 +167,7 @@ class RateLimits:
             return self._free
         now_s = self._clock()
         buckets = self._buckets_of(caller, limit, now_s)
-        self._check(caller, REQUESTS_LIMIT, limit.requests_per_min, buckets.requests, 1, now_s)
-        self._check(
-            caller, TOKENS_LIMIT, limit.tokens_per_min, buckets.tokens, estimated_tokens, now_s
-        )
+        self._check(caller, buckets, estimated_tokens, now_s)
         if buckets.requests is not None:
             buckets.requests.take(1, now_s)
         if buckets.tokens is None:
@@ -178,21 +175,21 @@ class RateLimits:
         buckets.tokens.take(estimated_tokens, now_s)
         return Charge(buckets.tokens, estimated_tokens, self._clock)
 
-    def _check(
-        self,
-        caller: str,
-        name: str,
-        limit: int | None,
-        bucket: TokenBucket | None,
-        asked: int,
-        now_s: float,
-    ) -> None:
-        if bucket is None or limit is None:
-            return
-        wait_s = bucket.wait_s(asked, now_s)
+    def _check(self, caller: str, buckets: _Buckets, tokens: int, now_s: float) -> None:
+        """Refuse a request for which there is too little, by what it would wait for longest."""
+        needs = (REQUESTS_LIMIT, buckets.requests, 1), (TOKENS_LIMIT, buckets.tokens, tokens)
+        name, bucket, asked, wait_s = max(
+            (
+                (name, bucket, asked, bucket.wait_s(asked, now_s))
+                for name, bucket, asked in needs
+                if bucket is not None
+            ),
+            key=lambda each: each[-1],
+        )
         if wait_s <= _TOLERANCE_S:
             return
         self._rejected(name)
+        limit = bucket.per_min
         used = limit - bucket.level(now_s)
         raise RateLimited(
             f"{name} of {caller!r} is {limit}: {used:.0f} used, {asked} more asked for",

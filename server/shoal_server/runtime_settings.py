@@ -47,7 +47,7 @@ class RuntimeSettings:
 
         Args:
             settings: That is.
-            changed: Told of every change, when it holds.
+            changed: Told of every change, just before it takes hold.
         """
         self.at_start = settings
         self.values = settings
@@ -90,10 +90,11 @@ class RuntimeSettings:
         log.warning("settings_changed", **{each.name: each.after for each in changes})
         names = {change.name for change in changes}
         self.values = after
+        # Before what comes of it: models that leave by a shorter time-out, say.
+        self._changed(changes)
         for affected, apply in self._applies:
             if affected & names:
                 apply(after)
-        self._changed(changes)
         return changes
 
     def check(self, texts: Mapping[str, str]) -> Settings:
@@ -102,7 +103,8 @@ class RuntimeSettings:
         try:
             return changed_settings(self.values, texts)
         except SettingsError as error:
-            raise InvalidInput("settings", str(error)[:_MESSAGE_CHARACTERS]) from error
+            field = f"settings[{error.name}]" if error.name else "settings"
+            raise InvalidInput(field, str(error)[:_MESSAGE_CHARACTERS]) from error
 
     def _check_names(self, names: Iterable[str]) -> None:
         changeable = self.changeable

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
@@ -78,6 +79,8 @@ class Switcher:
         self._wall_clock = wall_clock
         # Held by who changes a name, so that changes of one name come one after the other.
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        # What changes that go on are about to point names at, and how many of them.
+        self._needed: Counter[ModelKey] = Counter()
         self._tasks = WholeTasks()
 
     async def switch(
@@ -172,14 +175,15 @@ class Switcher:
         Raises:
             ShoalError: There is no such model or version, or it can not be loaded.
         """
+        valid_name(name, "model")
         async with self._turn(name):
             began_s = time.monotonic()
             repository = self._registry.repository
             if version is None:
-                key = await asyncio.to_thread(repository.resolve, ModelRef.parse(name))
+                key = await asyncio.to_thread(repository.resolve, ModelRef(name))
                 ref = ModelRef(name, key.version)
             else:
-                ref = ModelRef(valid_name(name, "model"), valid_name(version, "version"))
+                ref = ModelRef(name, valid_name(version, "version"))
             fresh = await self._registry.look_up(ref)
             old = self._meaning(name)
             is_resident = any(self._is_resident(key) for key in old)
@@ -192,6 +196,26 @@ class Switcher:
                 began_s=began_s, warm=is_resident, keep_previous=False,
             )  # fmt: skip
             return fresh.key
+
+    async def update(self, key: ModelKey) -> None:
+        """Let a model's bare name mean its newest version, where that is `key`.
+
+        Raises:
+            FailedPrecondition: It is not, or not any longer.
+            ShoalError: As `set_version_policy`.
+        """
+        name = key.name
+        async with self._turn(name):
+            began_s = time.monotonic()
+            now = await asyncio.to_thread(self._registry.repository.resolve, ModelRef(name))
+            if now != key or name in self._registry.pins:
+                raise FailedPrecondition(f"{name} does not mean the newest version any longer")
+            fresh = await self._registry.look_up(ModelRef(name, key.version))
+            await self._change(
+                name, SwitchCause.UPDATE, self._meaning(name), [fresh], pin_change(name, None),
+                lambda: self._registry.pin(name, None, fresh),
+                began_s=began_s, warm=True, keep_previous=False,
+            )  # fmt: skip
 
     def alias(self, name: str) -> Alias:
         """An alias as it is now.
@@ -244,7 +268,7 @@ class Switcher:
         warm: bool,
         keep_previous: bool,
     ) -> NameSwitched:
-        with ExitStack() as leases:
+        with self._needing([version.key for version in versions]), ExitStack() as leases:
             for key in old:
                 if (lease := self._pool.lease_resident(key)) is not None:
                     leases.callback(lease.release)
@@ -281,9 +305,8 @@ class Switcher:
         while True:
             resident = self._pool.get(key)
             current = resident.device if resident else None
-            stays = resident is not None and resident.state in (State.LOADING, State.READY)
             device = self._placement.device_for(version, current=current)
-            await self._pool.load(key, device, pin=None if stays else version.serving.pinned)
+            await self._pool.load(key, device, pinned=version.serving.pinned)
             # Nothing comes between the end of the load and this.
             lease = self._pool.lease_resident(key)
             if lease is not None:
@@ -294,7 +317,19 @@ class Switcher:
         resident = self._pool.get(key)
         if resident is None or resident.pinned or self._registry.names_of(key):
             return
+        if self._needed[key]:  # a lease only delays the unloading: its name would wait for a load
+            return
         await self._pool.unload(key)
+
+    @contextmanager
+    def _needing(self, keys: Sequence[ModelKey]) -> Iterator[None]:
+        """Let other changes take none of these away meanwhile."""
+        self._needed.update(keys)
+        try:
+            yield
+        finally:
+            self._needed.subtract(keys)
+            self._needed = +self._needed
 
     # -- names -----------------------------------------------------------------
 

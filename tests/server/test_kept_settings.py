@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -88,6 +89,28 @@ async def test_what_makes_no_sense_any_more_is_left_out(
         assert after.runtime.values.drain_s == 1
         assert after.names == {"drain_s"}
     assert "setting_left_out" in capsys.readouterr().out
+
+
+async def test_those_that_go_together_come_back_beside_one_that_does_not(path: Path) -> None:
+    """Whatever order they are in: what contradicts the others now may not once they are made."""
+    for texts in (("0.1", "0.2", "0.3"), ("0.96", "0.97", "0.98")):
+        async with server(path) as before:
+            await before.update(dict(zip(PRESSURE, texts, strict=True)), keep=True)
+            await before.update({"drain_s": "1"}, keep=True)
+        async with server(path, *PRESSURE) as after:
+            assert after.names == set(PRESSURE)
+            assert [str(getattr(after.runtime.values, name)) for name in PRESSURE] == list(texts)
+
+
+async def test_a_caller_that_leaves_meanwhile_leaves_nothing_half_done(path: Path) -> None:
+    """What is kept holds, and is told to be kept."""
+    async with server(path) as kept:
+        caller = asyncio.create_task(kept.update({"drain_s": "1"}, keep=True))
+        await asyncio.sleep(0)  # as far as to the store's thread
+        caller.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await caller
+        assert (kept.runtime.values.drain_s, kept.names) == (1, {"drain_s"})
 
 
 async def test_where_nothing_can_be_written_nothing_is_kept(path: Path) -> None:

@@ -105,6 +105,18 @@ def test_whoever_waits_as_told_is_let_in() -> None:
     limits.run("a", 50)
 
 
+def test_who_runs_into_both_limits_is_told_the_longer_wait() -> None:
+    """After the shorter one it would only be refused by the other."""
+    limits = Limits(requests=60, tokens=60)
+    for _ in range(59):
+        limits.run("a")
+    limits.run("a", tokens=180, estimate=1)
+    error = refused(limits, "a", 1)
+    assert error.metadata["limit"] == TOKENS_LIMIT
+    limits.clock.now_s += error.retry_after_s
+    limits.run("a", 1)
+
+
 def test_a_refused_request_costs_nothing() -> None:
     """Neither a request nor tokens, whichever limit refused it."""
     limits = Limits(requests=2, tokens=100)

@@ -40,6 +40,15 @@ def test_a_change_holds_and_is_told(changing: Changing) -> None:
     assert changing.runtime.at_start.slow_request_ms == 1000
 
 
+def test_a_change_is_told_before_what_comes_of_it() -> None:
+    """Who watches sees the cause first."""
+    order: list[str] = []
+    runtime = RuntimeSettings(Settings(), lambda _: order.append("told"))
+    runtime.on_change({"slow_request_ms"}, lambda _: order.append("applied"))
+    runtime.update({"slow_request_ms": "250"})
+    assert order == ["told", "applied"]
+
+
 def test_what_is_not_different_is_no_change(changing: Changing) -> None:
     """Nobody is told, nothing is applied anew: rate limits would begin with full buckets."""
     assert changing.runtime.update({"slow_request_ms": "1000"}) == ()
@@ -62,6 +71,7 @@ def test_only_those_are_told_whose_settings_changed(changing: Changing) -> None:
         ("slow_request_ms", "inf"),
         ("log_requests", "2"),
         ("rate_limit_overrides", "a=b"),
+        ("rate_limit_overrides", "a=1/1" + 400 * "0"),
         ("pressure_threshold", "0.1"),  # below the lower one
     ],
 )
@@ -71,6 +81,13 @@ def test_a_wrong_value_changes_nothing(changing: Changing, name: str, text: str)
         changing.runtime.update({"rate_limit_requests_per_min": "5", name: text})
     assert changing.runtime.values == changing.runtime.at_start
     assert (changing.told, changing.applied) == ([], [])
+
+
+def test_the_setting_that_is_wrong_is_named(changing: Changing) -> None:
+    """As the field, so that a program can tell which of several it is."""
+    with pytest.raises(InvalidInput) as raised:
+        changing.runtime.update({"log_requests": "true", "slow_request_ms": "0"})
+    assert raised.value.field == "settings[slow_request_ms]"
 
 
 def test_an_unknown_name_is_refused(changing: Changing) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,12 @@ from typing import Any, cast
 import pytest
 
 from shoal_server.core import ModelKey, ModelRef
-from shoal_server.errors import ModelLoadFailed, NotPersisted
+from shoal_server.errors import InvalidInput, ModelLoadFailed, NotPersisted
 from shoal_server.registry.registry import NamedTarget, Registry
 from shoal_server.registry.repository import ModelRepository
 from shoal_server.registry.store import Change, RecordStore
 from shoal_server.switching import Switcher
+from tests.server.batching.fakes import settle
 from tests.server.residency.fakes import CPU, Bench, Gate, Published
 from tests.tiny_model import make_tiny_model
 
@@ -23,16 +25,17 @@ ONE, TWO = ModelKey("tiny", "1"), ModelKey("tiny", "2")
 
 
 class GatedStore(RecordStore):
-    """A store whose writes wait at a gate, and fail when told to."""
+    """A store whose writes wait at gates, and fail when told to."""
 
     def __init__(self) -> None:
         super().__init__(Path("nowhere"))
-        self.gate = Gate()
+        self.gates: defaultdict[str, Gate] = defaultdict(Gate)
+        """By what is written."""
         self.is_full = False
         self.written: list[Change] = []
 
     async def write(self, *changes: Change) -> None:
-        await self.gate.passed()
+        await self.gates[changes[0].key].passed()
         if self.is_full:
             raise NotPersisted("the disk is full")
         self.written += changes
@@ -55,9 +58,9 @@ class Parts:
     store: GatedStore
     published: Published
 
-    def switch(self, key: ModelKey) -> asyncio.Task[Any]:
+    def switch(self, key: ModelKey, alias: str = "prod") -> asyncio.Task[Any]:
         target = NamedTarget(ModelRef(key.name, key.version), 1)
-        return asyncio.create_task(self.switcher.switch("prod", [target]))
+        return asyncio.create_task(self.switcher.switch(alias, [target]))
 
     def meaning(self) -> ModelKey:
         version = self.registry.known("prod")
@@ -120,12 +123,13 @@ async def test_a_caller_that_leaves_while_it_is_written_does_not_stop_the_change
     parts: Parts,
 ) -> None:
     """What is on disk is what is served, and watchers hear of it."""
-    parts.store.gate.close()
-    parts.store.gate.reached.clear()
+    gate = parts.store.gates["prod"]
+    gate.close()
+    gate.reached.clear()
     switching = parts.switch(TWO)
-    await parts.store.gate.reached.wait()
+    await gate.reached.wait()
     switching.cancel()
-    parts.store.gate.open()
+    gate.open()
     with pytest.raises(asyncio.CancelledError):
         await switching
     assert parts.meaning() == TWO
@@ -147,3 +151,25 @@ async def test_a_version_that_fails_to_load_changes_nothing(parts: Parts) -> Non
     with pytest.raises(ModelLoadFailed, match="no such operator"):
         await parts.switch(TWO)
     parts.assert_unchanged()
+
+
+async def test_what_another_switch_is_about_to_point_at_is_not_taken_away(parts: Parts) -> None:
+    """Its callers would wait for the load: no name means it yet, and one will in a moment."""
+    gate = parts.store.gates["canary"]
+    gate.close()
+    canary = parts.switch(ONE, "canary")
+    await gate.reached.wait()
+    await parts.switch(TWO)
+    await settle()
+    gate.open()
+    await canary
+    await settle()
+    assert parts.bench.pool.lease_resident(ONE) is not None
+
+
+async def test_a_policy_is_of_a_model_and_not_of_a_version(parts: Parts) -> None:
+    """The field is named, whether it is pinned or unpinned."""
+    for version in ("1", None):
+        with pytest.raises(InvalidInput) as raised:
+            await parts.switcher.set_version_policy("tiny@1", version)
+        assert raised.value.field == "model"

@@ -80,4 +80,5 @@ def _read_time(timestamp: timestamp_pb2.Timestamp, field: str) -> float:
     seconds, nanos = timestamp.seconds, timestamp.nanos
     if not (_MIN_S <= seconds <= _MAX_S and 0 <= nanos < 1_000_000_000):
         raise InvalidInput(field, f"{seconds} s and {nanos} ns are no point in time")
-    return seconds + nanos / 1e9
+    # A float can not tell the last moments of the year 9999 from the next year.
+    return min(seconds + nanos / 1e9, float(_MAX_S))

@@ -13,12 +13,15 @@ from shoal_server.api.model_control import SERVICE
 from shoal_server.api.rpc import Call, Rpcs
 from shoal_server.catalog import Catalog
 from shoal_server.core import ModelRef
-from shoal_server.registry.aliases import MAX_TARGETS, Alias, Target
+from shoal_server.registry.aliases import Alias, Target, check_count
 from shoal_server.registry.events import NameSwitched
 from shoal_server.registry.registry import NamedTarget, Registry
 from shoal_server.switching import Switcher
 
-_LOADING = "the new version was still loading; what served before serves on"
+_LOADING = (
+    "the new version was still loading; what served before serves on, unless the change was "
+    "being written just then"
+)
 
 
 class VersionsServicer:
@@ -115,13 +118,13 @@ class VersionsServicer:
 
 
 def _read_targets(messages: Sequence[pb.AliasTarget]) -> list[NamedTarget]:
-    # One more than there may be, so that too many are noticed and not all looked up.
+    check_count(len(messages), "targets")  # before so many are looked up
     return [
         NamedTarget(
             ModelRef.parse(each.model, f"targets[{index}].model"),
             each.weight if each.HasField("weight") else 1,
         )
-        for index, each in enumerate(messages[: MAX_TARGETS + 1])
+        for index, each in enumerate(messages)
     ]
 
 

@@ -98,7 +98,7 @@ def aliases(
             table.add_row(
                 alias.name,
                 f"{each.number}{'*' * is_current}",
-                each.since.ToDatetime().isoformat(sep=" ", timespec="seconds"),
+                each.since.ToDatetime().isoformat(sep=" ", timespec="seconds") + " UTC",
                 _shown(each.targets),
                 str(each.restores or ""),
             )

@@ -114,20 +114,20 @@ class Alias:
         Raises:
             ValueError, KeyError, TypeError, InvalidInput: It was not stored by us.
         """
-        return cls(
-            valid_name(name, "alias"),
-            tuple(
-                Revision(
-                    number=int(each["number"]),
-                    targets=tuple(
-                        Target(_key(key), int(weight)) for key, weight in each["targets"]
-                    ),
-                    at_s=float(each["at_s"]),
-                    restores=None if each["restores"] is None else int(each["restores"]),
-                )
-                for each in record["revisions"]  # type: ignore[attr-defined]
-            ),
+        revisions = tuple(
+            Revision(
+                number=int(each["number"]),
+                targets=tuple(Target(_key(key), int(weight)) for key, weight in each["targets"]),
+                at_s=float(each["at_s"]),
+                restores=None if each["restores"] is None else int(each["restores"]),
+            )
+            for each in record["revisions"]  # type: ignore[attr-defined]
         )
+        if not revisions:
+            raise ValueError(f"{name} has no revisions")
+        for revision in revisions:
+            check_targets(revision.targets, "targets")
+        return cls(valid_name(name, "alias"), revisions)
 
     def _with(self, revision: Revision) -> Alias:
         return replace(self, revisions=(*self.revisions, revision)[-MAX_REVISIONS:])
@@ -138,14 +138,23 @@ def new_alias(name: str, targets: Sequence[Target], now_s: float) -> Alias:
     return Alias(name, (Revision(1, tuple(targets), now_s),))
 
 
+def check_count(targets: int, field: str) -> None:
+    """Refuse as many targets as no alias can have.
+
+    Raises:
+        InvalidInput: None, or too many.
+    """
+    if not 1 <= targets <= MAX_TARGETS:
+        raise InvalidInput(field, f"{targets} targets; an alias has 1 to {MAX_TARGETS}")
+
+
 def check_targets(targets: Sequence[Target], field: str) -> None:
     """Refuse targets that no alias can have.
 
     Raises:
         InvalidInput: None, too many, one twice, or a weight out of its limits.
     """
-    if not 1 <= len(targets) <= MAX_TARGETS:
-        raise InvalidInput(field, f"{len(targets)} targets; an alias has 1 to {MAX_TARGETS}")
+    check_count(len(targets), field)
     for index, target in enumerate(targets):
         if not 1 <= target.weight <= MAX_WEIGHT:
             raise InvalidInput(

@@ -15,6 +15,7 @@ from typing import ClassVar
 
 from shoal_server.core import ModelKey
 from shoal_server.lifecycle import LoadReason, ModelState, PressureLevel, Unloading
+from shoal_server.registry.accuracy import Accuracy
 from shoal_server.runtime_settings import SettingChange
 
 
@@ -65,6 +66,8 @@ class ModelLoaded(ModelEvent):
     seconds: float
     """From the decision to load it, waiting for room included."""
     why: LoadReason
+    from_warm: bool = False
+    """Whether it had stayed warm in RAM."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,17 @@ class ModelUnloaded(ModelEvent):
 
     kind: ClassVar[str] = "model_unloaded"
     why: Unloading
+
+
+@dataclass(frozen=True, slots=True)
+class WarmModelReleased(ModelEvent):
+    """What had stayed warm in RAM of a model went, without having been loaded."""
+
+    kind: ClassVar[str] = "warm_model_released"
+    size_bytes: int
+    why: Unloading | None
+    problem: str
+    """Why it could not be kept, where there is no `why`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +123,116 @@ class SettingsChanged(Event):
     changes: tuple[SettingChange, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class ModelRegistered(Event):
+    """A model, or changes of its files, became known to the server."""
+
+    kind: ClassVar[str] = "model_registered"
+    name: str
+    key: ModelKey | None
+    """What the name means; None when no version is prepared."""
+    added: bool
+    """Whether it was not known before; else its files had changed."""
+
+    @property
+    def subjects(self) -> frozenset[str]:
+        """The model, and the version that its name means."""
+        return frozenset({self.name} | ({str(self.key)} if self.key else set()))
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDeregistered(Event):
+    """A model is neither served nor listed any longer."""
+
+    kind: ClassVar[str] = "model_deregistered"
+    name: str
+
+    @property
+    def subjects(self) -> frozenset[str]:
+        """The model."""
+        return frozenset((self.name,))
+
+
+@dataclass(frozen=True, slots=True)
+class ModelVerified(ModelEvent):
+    """A model's vectors were compared with those that are kept with it."""
+
+    kind: ClassVar[str] = "model_verified"
+    accuracy: Accuracy
+
+
+@dataclass(frozen=True, slots=True)
+class ModelReloaded(ModelEvent):
+    """A model's files were read again."""
+
+    kind: ClassVar[str] = "model_reloaded"
+    device: str
+    """Of its new session; empty: it is not in memory."""
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ModelUpdated(Event):
+    """A model's bare name means a newer version, which was found to be good."""
+
+    kind: ClassVar[str] = "model_updated"
+    before: ModelKey
+    after: ModelKey
+    accuracy: Accuracy | None
+    """None: no vectors are kept with it."""
+
+    @property
+    def subjects(self) -> frozenset[str]:
+        """The model, and both versions."""
+        return frozenset((self.after.name, str(self.before), str(self.after)))
+
+
+@dataclass(frozen=True, slots=True)
+class ModelUpdateFailed(ModelEvent):
+    """A newer version of a model could not be had, or is not served; `key` serves on."""
+
+    kind: ClassVar[str] = "model_update_failed"
+    candidate: str
+    """The version that is not served; empty when none was prepared."""
+    reason: str
+    """In words."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelProfiled(ModelEvent):
+    """A model was measured by batch size and length."""
+
+    kind: ClassVar[str] = "model_profiled"
+    device: str
+    precision: str
+    cells: int
+    """Batches that were measured."""
+    seconds: float
+    max_batch_items: int
+    """As suggested; 0: nothing can be."""
+    max_batch_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class PreloadDecided(ModelEvent):
+    """A model is loaded before it is asked for."""
+
+    kind: ClassVar[str] = "preload_decided"
+    name: str
+    """By which it is usually asked for."""
+    device: str
+    probability: float
+    """Of a request for it within the horizon, in [0, 1]."""
+    requests: float
+    """Expected within the horizon."""
+    horizon_s: float
+
+    @property
+    def subjects(self) -> frozenset[str]:
+        """The name, the model and the version."""
+        return frozenset((self.name, self.key.name, str(self.key)))
+
+
 class SwitchCause(StrEnum):
     """Why a name means something else."""
 
@@ -120,6 +244,8 @@ class SwitchCause(StrEnum):
     """Somebody called SetVersionPolicy."""
     DELETED = "deleted"
     """Somebody called DeleteAlias."""
+    UPDATE = "update"
+    """A newer version was found to be good."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,10 +138,11 @@ def new_deprecation(
     """
     if len(message) > MAX_MESSAGE_CHARACTERS:
         raise InvalidInput(
-            "message", f"{len(message)} characters, at most {MAX_MESSAGE_CHARACTERS}"
+            "deprecation.message",
+            f"{len(message)} characters, at most {MAX_MESSAGE_CHARACTERS}",
         )
     if replacement:
-        ModelRef.parse(replacement, "replacement")
+        ModelRef.parse(replacement, "deprecation.replacement")
     return Deprecation(now_s, message, replacement, refuse_after_s)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -11,12 +11,12 @@ from typing import Literal
 import structlog
 
 from shoal_server.core import ModelKey, ModelRef
-from shoal_server.errors import ModelNotFound
+from shoal_server.errors import ModelNotFound, ShoalError
 from shoal_server.registry.aliases import Alias
 from shoal_server.registry.labels import Deprecation, Labels
 from shoal_server.registry.manifest import Precision, Serving, VersionManifest
 from shoal_server.registry.remembered import NO_NAMES, RememberedNames
-from shoal_server.registry.repository import ModelRepository
+from shoal_server.registry.repository import ModelRepository, default_of
 from shoal_server.registry.routes import Share, Split
 from shoal_server.registry.variants import Chosen, choose
 
@@ -99,6 +99,7 @@ class Registry:
         self._aliases = dict(names.aliases)
         self._pins = dict(names.pins)
         self._labels = dict(names.labels)
+        self._deregistered = set(names.deregistered)
         # Of versions; None: to be made anew, since an alias was changed.
         self._aliases_of: dict[ModelKey, list[str]] | None = None
         self._by_text: dict[str, ModelVersion] = {}
@@ -145,11 +146,38 @@ class Registry:
             return known
         targets = self.targets(text)
         changes = self._changes
-        versions = [await self.look_up(target.ref) for target in targets]
+        name = text or self.default_model
+        found = await self._look_up_some(targets)
         # Unless the name was given another meaning meanwhile, or forgotten.
         if changes == self._changes:
-            self._note(text or self.default_model, targets, versions)
-        return self.known(text, routing_key) or versions[0]
+            self._note(name, [target for target, _ in found], [version for _, version in found])
+        for _, version in found:
+            self.check_registered(version.key.name)
+        known = self.known(text, routing_key)
+        if known is not None:
+            return known
+        return _shared(name, found).choose(routing_key) if len(found) > 1 else found[0][1]
+
+    async def _look_up_some(
+        self, targets: Sequence[NamedTarget]
+    ) -> list[tuple[NamedTarget, ModelVersion]]:
+        """Those of an alias's targets that are there: one that is gone takes no others along.
+
+        Raises:
+            ShoalError: None of them is; why the first is not.
+        """
+        found: list[tuple[NamedTarget, ModelVersion]] = []
+        missing: list[ShoalError] = []
+        for target in targets:
+            try:
+                found.append((target, await self.look_up(target.ref)))
+            except ShoalError as error:
+                missing.append(error)
+        if not found:
+            raise missing[0]
+        for each in missing:
+            log.warning("alias_target_left_out", error=each.message)
+        return found
 
     async def look_up(self, ref: ModelRef) -> ModelVersion:
         """What the disk says now of a model; changes nothing for requests.
@@ -157,7 +185,9 @@ class Registry:
         Raises:
             ShoalError: As `resolve`.
         """
+        self.check_registered(ref.name)
         version = await asyncio.to_thread(self._read, self.pinned(ref))
+        self.check_registered(ref.name)  # it may have been deregistered meanwhile
         version = replace(version, deprecation=self.deprecation_of(version.key))
         wanted, used = self.precision, version.chosen.precision
         if version.serving.precision is None and used != wanted != "auto":
@@ -263,17 +293,26 @@ class Registry:
             self._replace(self._by_key.get(fresh.key, fresh))
         self._note(text or self.default_model, targets, versions)
 
-    def forget(self, name: str) -> None:
-        """Read the repository again when one of this model's names is asked for next."""
+    def adopt(self, version: ModelVersion) -> None:
+        """From now on, every name of a version means it with these manifests and files."""
         self._changes += 1
+        self._replace(replace(version, deprecation=self.deprecation_of(version.key)))
+
+    def forget(self, *names: str) -> None:
+        """Read the repository again when one of these models' names is asked for next."""
+        self._changes += 1
+        models = frozenset(names)
         for text, version in list(self._by_text.items()):
-            if version.key.name == name:
+            if version.key.name in models:
                 del self._by_text[text]
-        for text, split in list(self._splits.items()):
-            if any(share.value.key.name == name for share in split.shares):
-                del self._splits[text]
+        for alias in self._aliases.values():
+            # By its targets, not by what it means: one that was left out may be back.
+            if not models.isdisjoint(target.key.name for target in alias.targets):
+                self._drop(alias.name)
 
     def _replace(self, fresh: ModelVersion) -> None:
+        if fresh.key.name in self._deregistered:
+            return
         self._by_key[fresh.key] = fresh
         name, version = fresh.key.name, fresh.key.version
         same = [
@@ -287,6 +326,9 @@ class Registry:
 
     def _drop(self, text: str) -> None:
         self._changes += 1
+        self._clear(text)
+
+    def _clear(self, text: str) -> None:
         for each in self._synonyms(text):
             self._by_text.pop(each, None)
             self._splits.pop(each, None)
@@ -294,20 +336,49 @@ class Registry:
     def _note(
         self, text: str, targets: Sequence[NamedTarget], versions: Sequence[ModelVersion]
     ) -> None:
+        if any(each.key.name in self._deregistered for each in versions):
+            return
         # They may have been labelled since they were looked up.
         versions = [self._by_key.get(each.key, each) for each in versions]
+        self._clear(text)  # with a target more than before it is shared now, or the reverse
         if len(versions) == 1:
             self._by_text |= dict.fromkeys(self._synonyms(text), versions[0])
             return
-        shares = [
-            Share(str(target.ref), target.weight, version)
-            for target, version in zip(targets, versions, strict=True)
-        ]
-        self._splits |= dict.fromkeys(self._synonyms(text), Split(text, shares))
+        split = _shared(text, zip(targets, versions, strict=True))
+        self._splits |= dict.fromkeys(self._synonyms(text), split)
 
     def _synonyms(self, text: str) -> tuple[str, ...]:
         """`text`, and the empty name where that means the same."""
         return (self.default_model, "") if text in (self.default_model, "") else (text,)
+
+    # -- models that are not to be served ----------------------------------------
+
+    @property
+    def deregistered(self) -> frozenset[str]:
+        """Names of the models that are neither served nor listed, though they are there."""
+        return frozenset(self._deregistered)
+
+    def check_registered(self, name: str) -> None:
+        """Refuse a model that was deregistered.
+
+        Raises:
+            ModelNotFound: It was.
+        """
+        if name in self._deregistered:
+            raise ModelNotFound(
+                f"model {name!r} is deregistered; RegisterModel brings it back",
+                metadata={"model": name},
+            )
+
+    def deregister(self, name: str) -> None:
+        """From now on, no name means a version of this model, and none of them is loaded."""
+        self._deregistered.add(name)
+        self.forget(name)
+        self._by_key = {key: each for key, each in self._by_key.items() if key.name != name}
+
+    def register(self, name: str) -> None:
+        """From now on, this model's names mean its versions again."""
+        self._deregistered.discard(name)
 
     # -- labels ----------------------------------------------------------------
 
@@ -340,12 +411,17 @@ class Registry:
             if key.name == ref.name:
                 self._replace(replace(version, deprecation=self.deprecation_of(key)))
 
+    def versions_known(self, name: str) -> list[ModelKey]:
+        """The versions of a model that were looked up."""
+        return [key for key in self._by_key if key.name == name]
+
     async def check_exists(self, ref: ModelRef) -> None:
         """Find out whether there is such a model, or version.
 
         Raises:
             ModelNotFound: There is not.
         """
+        self.check_registered(ref.name)
         if ref.version is not None:
             await asyncio.to_thread(self.repository.version_folder, ref.name, ref.version)
         elif not await asyncio.to_thread(self.repository.has, ref.name):
@@ -372,10 +448,16 @@ class Registry:
         return "fp32" if self.precision == "fp16" and not on_gpu else self.precision
 
     def _read(self, ref: ModelRef) -> ModelVersion:
+        """In a thread."""
         repository = self.repository
-        key = repository.resolve(ref)
+        model = repository.model_manifest(ref.name)
+        if ref.version is None:
+            versions = repository.versions(ref.name)
+            key = ModelKey(ref.name, default_of(ref.name, model, versions))
+        else:
+            key = repository.resolve(ref)
         manifest = repository.version_manifest(key.name, key.version)
-        serving = repository.model_manifest(key.name).serving
+        serving = model.serving
         return ModelVersion(
             key=key,
             manifest=manifest,
@@ -383,3 +465,8 @@ class Registry:
             folder=repository.version_folder(key.name, key.version),
             chosen=self.choose(key, manifest, serving),
         )
+
+
+def _shared(name: str, parts: Iterable[tuple[NamedTarget, ModelVersion]]) -> Split[ModelVersion]:
+    shares = [Share(str(target.ref), target.weight, version) for target, version in parts]
+    return Split(name, shares)

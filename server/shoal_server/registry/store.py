@@ -65,8 +65,11 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class _File:
+    path: Path
     connection: sqlite3.Connection
     lock: int
+    identity: tuple[int, int] | None
+    """Of the file that was opened: another one may be put in its place."""
 
 
 class RecordStore:
@@ -118,7 +121,7 @@ class RecordStore:
         ]
         try:
             await asyncio.get_running_loop().run_in_executor(
-                self._executor, _commit, self._file.connection, rows
+                self._executor, _commit, self._file, rows
             )
         except sqlite3.Error as error:
             log.error("state_not_written", file=str(self._path), error=str(error))
@@ -142,7 +145,12 @@ class RecordStore:
             return
         try:
             connection = _connect(self._path)
-            self._read = _all_records(connection)
+            try:
+                self._read = _all_records(connection)
+                identity = _identity(self._path)
+            except BaseException:
+                connection.close()
+                raise
         except sqlite3.OperationalError as error:
             # Not what is in the file, but where it is: no space, or a mount that is read-only.
             os.close(lock)
@@ -152,7 +160,7 @@ class RecordStore:
         except sqlite3.Error as error:
             os.close(lock)
             raise self._unreadable(error) from error
-        self._file = _File(connection, lock)
+        self._file = _File(self._path, connection, lock, identity)
 
     def _lock(self) -> int:
         # Not the file itself: where flock and POSIX locks are one, SQLite would meet ours.
@@ -189,7 +197,7 @@ class RecordStore:
     def _unreadable(self, error: sqlite3.Error) -> StoreUnreadable:
         return StoreUnreadable(
             f"{self._path} can not be read: {error}; move it away to start without the aliases, "
-            "pins, tags and deprecations that it holds"
+            "pins, tags, deprecations and statistics that it holds"
         )
 
 
@@ -229,7 +237,11 @@ def _all_records(connection: sqlite3.Connection) -> dict[str, dict[str, Record]]
     return records
 
 
-def _commit(connection: sqlite3.Connection, rows: list[tuple[str, str, str | None]]) -> None:
+def _commit(file: _File, rows: list[tuple[str, str, str | None]]) -> None:
+    # Into a file that is no longer there SQLite writes without a word.
+    if _identity(file.path) != file.identity:
+        raise sqlite3.OperationalError("the state file was removed or replaced; restart the server")
+    connection = file.connection
     connection.execute("BEGIN IMMEDIATE")
     try:
         for kind, key, value in rows:
@@ -245,6 +257,14 @@ def _commit(connection: sqlite3.Connection, rows: list[tuple[str, str, str | Non
         with suppress(sqlite3.Error):
             connection.execute("ROLLBACK")
         raise
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _close(file: _File) -> None:

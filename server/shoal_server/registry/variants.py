@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
 
 from shoal_server.core import ModelKey
 from shoal_server.errors import FailedPrecondition
@@ -13,6 +14,7 @@ from shoal_server.registry.manifest import (
     Precision,
     VersionManifest,
 )
+from shoal_server.registry.reference import REFERENCE_FILE
 from shoal_server.registry.repository import ModelRepository, variant_files, variant_path
 
 
@@ -72,7 +74,7 @@ def _own(repository: ModelRepository, key: ModelKey, manifest: VersionManifest) 
     return Chosen(
         precision=manifest.precision,
         graph=GRAPH_FILE,
-        files=manifest.files,
+        files=_read_by_sessions(manifest.files),
         file_bytes=repository.size_bytes(key.name, key.version),
         batch_invariant=manifest.batch_invariant,
         cosine=None,
@@ -90,11 +92,15 @@ def _variant(
     return Chosen(
         precision=precision,
         graph=f"{variant_path(precision)}/{GRAPH_FILE}",
-        files=shared | variant_files(variant),
+        files=_read_by_sessions(shared | variant_files(variant)),
         file_bytes=shared_bytes + repository.variant_size_bytes(key.name, key.version, precision),
         batch_invariant=variant.batch_invariant,
         cosine=variant.cosine,
     )
+
+
+def _read_by_sessions(files: Mapping[str, str]) -> dict[str, str]:
+    return {name: files[name] for name in files if PurePath(name).name != REFERENCE_FILE}
 
 
 def _missing(key: ModelKey, manifest: VersionManifest, required: Precision) -> FailedPrecondition:

@@ -9,11 +9,13 @@ load ends when both are done.
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from shoal_server.errors import ModelFileCorrupt
 from shoal_server.registry.manifest import TOKENIZER_FILE
 from shoal_server.registry.registry import ModelVersion
 from shoal_server.registry.repository import ModelRepository
@@ -104,6 +106,34 @@ class Verification:
         return {
             path: seen for path, seen in self.signatures.items() if is_settled(seen, self._at_ns)
         }
+
+    def read(self, names: Iterable[str], *, verify: bool) -> dict[str, bytes]:
+        """The contents of some files, by path below the version's folder.
+
+        Args:
+            names: Of the version's files.
+            verify: Whether their SHA-256 is compared, of the very bytes that are given.
+
+        Raises:
+            ModelFileCorrupt: A file is missing, unreadable or not what was prepared.
+        """
+        key = self._version.key
+        names = list(names)
+        self._repository.look_for_files(key.name, key.version, names)
+        contents = {}
+        for name in names:
+            try:
+                data = (self._version.folder / name).read_bytes()
+            except OSError as error:
+                raise ModelFileCorrupt(
+                    f"model {key}: {name} can not be read: {error.strerror}"
+                ) from error
+            if verify and hashlib.sha256(data).hexdigest() != self._version.files[name]:
+                raise ModelFileCorrupt(
+                    f"model {key}: {name} is not the file that was prepared (its SHA-256 differs)"
+                )
+            contents[name] = data
+        return contents
 
     def still_holds(self) -> bool:
         """Whether the files have the signatures yet that they had before they were read."""

@@ -6,6 +6,12 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+import structlog
+
+from shoal_server.errors import ShoalError
+
+log = structlog.get_logger(__name__)
+
 T = TypeVar("T")
 
 
@@ -17,18 +23,23 @@ class WholeTasks:
 
     async def finish(self, work: Coroutine[Any, Any, T]) -> T:
         """Do all of `work`; a caller that is cancelled leaves when it is done."""
-        task = self.start(work)
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            await asyncio.wait({task})
-            raise
+        task = self._begin(work)
+        has_left = False
+        while not task.done():
+            try:
+                await asyncio.wait({task})
+            except asyncio.CancelledError:
+                # Perhaps once more: by gRPC when the caller is gone, and by its deadline.
+                has_left = True
+        if has_left:
+            _log_failure(task)
+            raise asyncio.CancelledError
+        return task.result()
 
     def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Begin `work`; nobody needs to wait for it."""
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
+        """Begin `work`; nobody needs to wait for it: the log tells of its failure."""
+        task = self._begin(work)
+        task.add_done_callback(_log_failure)
         return task
 
     async def close(self) -> None:
@@ -37,7 +48,16 @@ class WholeTasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _ended(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # whoever waited for it may have left
+    def _begin(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+def _log_failure(task: asyncio.Task[Any]) -> None:
+    error = None if task.cancelled() else task.exception()
+    if isinstance(error, ShoalError):
+        log.info("task_failed", reason=error.reason, error=error.message)
+    elif error is not None:
+        log.error("task_failed", exc_info=error)

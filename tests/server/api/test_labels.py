@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from google.protobuf import timestamp_pb2
 
 from shoal.v1 import embed_pb2 as pb
 from shoal.v1 import model_control_pb2 as control_pb
@@ -143,6 +145,16 @@ def test_it_is_refused_from_a_date_on(board: LabelBoard) -> None:
     assert board.embed_told("tiny@2")[1] is None
 
 
+def test_the_end_of_time_is_a_date(board: LabelBoard) -> None:
+    """datetime.max, say, for never: the model serves, and can be described."""
+    never = timestamp_pb2.Timestamp()
+    never.FromDatetime(datetime.max)
+    told = board.deprecate("tiny@1", refuse_after=never)
+    assert told.refuse_after.ToDatetime().year == 9999
+    assert "refused after 9999" in board.embed_told("tiny@1")[0].deprecation
+    assert board.get("tiny@1").HasField("deprecation")
+
+
 def test_tags_are_added_and_taken_away(board: LabelBoard) -> None:
     """A version has its own and its model's; each call answers with what it changed."""
     assert board.tag("tiny", "team:search", "prod") == ["prod", "team:search"]
@@ -159,8 +171,9 @@ def test_what_is_wrong_is_refused_and_named(board: LabelBoard) -> None:
     assert refusal(lambda: board.tag("nobody", "x")).code is grpc.StatusCode.NOT_FOUND
     assert refusal(lambda: board.deprecate("tiny@9")).code is grpc.StatusCode.NOT_FOUND
     bad = refusal(lambda: board.deprecate("tiny", replacement="../x"))
-    assert bad.fields == ("replacement",)
-    assert refusal(lambda: board.deprecate("tiny", message="x" * 501)).fields == ("message",)
+    assert bad.fields == ("deprecation.replacement",)
+    long = refusal(lambda: board.deprecate("tiny", message="x" * 501))
+    assert long.fields == ("deprecation.message",)
 
 
 def test_labels_outlast_the_server(board: LabelBoard, server: RunningServer, root: Path) -> None:

@@ -236,6 +236,13 @@ def test_names_that_an_alias_can_not_have(board: Switchboard) -> None:
     assert refusal(lambda: board.switch("other")).fields == ("targets",)
 
 
+def test_too_many_targets_are_refused_with_how_many(board: Switchboard) -> None:
+    """Before any of them is looked up."""
+    bad = refusal(lambda: board.switch("prod", *["nobody"] * 40))
+    assert bad.fields == ("targets",)
+    assert "40 targets; an alias has 1 to 16" in bad.message
+
+
 def test_an_alias_that_is_deleted_means_nothing(board: Switchboard) -> None:
     """Its callers hear that there is no such model."""
     board.switch("other", "tiny@1")
@@ -257,9 +264,14 @@ def test_a_bare_name_means_the_latest_unless_it_is_pinned(board: Switchboard) ->
     assert board.served_by("tiny") == "tiny@3"
 
 
-def test_a_rescan_tells_what_is_new(board: Switchboard, tmp_path: Path) -> None:
+def test_a_rescan_tells_what_is_new(
+    board: Switchboard, server: RunningServer, tmp_path: Path
+) -> None:
     """Names not in memory mean it at once; those in memory serve on until they are loaded."""
     root = tmp_path / "models"
+    eventually(
+        lambda: any("models_read" in line for line in server.output), "the server's own first look"
+    )
     make_tiny_model(root, "cold")
     board.load("tiny")
     assert board.served_by("cold") == "cold@1"
@@ -269,7 +281,7 @@ def test_a_rescan_tells_what_is_new(board: Switchboard, tmp_path: Path) -> None:
         request = versions_pb.DiscoverModelsRequest()
         return board.control.DiscoverModels(request, timeout=TIMEOUT_S)
 
-    assert list(discover().added) == ["broken", "cold", "tiny"]
+    assert list(discover().added) == ["cold"]
     assert discover() == versions_pb.DiscoverModelsResponse()
     for name, version in (("new", "1"), ("tiny-next", "4"), ("cold-next", "2")):
         make_tiny_model(root, name, version=version, seed=9)
@@ -284,6 +296,33 @@ def test_a_rescan_tells_what_is_new(board: Switchboard, tmp_path: Path) -> None:
     assert (board.served_by("tiny"), board.served_by("cold")) == ("tiny@3", "cold@2")
     board.load("tiny")
     assert board.served_by("tiny") == "tiny@4"
+
+
+def test_a_version_that_was_prepared_anew_is_served_after_a_rescan(
+    board: Switchboard, tmp_path: Path
+) -> None:
+    """Its files are other ones under the same name; asked for by whatever name."""
+    root = tmp_path / "models"
+    for name in ("tiny@1", "tiny@3", "tiny"):
+        board.embed(TEXT, model=name)
+    for version in ("1", "3"):
+        board.unload(f"tiny@{version}")
+        shutil.rmtree(root / "tiny" / version)
+        make_tiny_model(root, version=version, seed=7)
+    board.control.DiscoverModels(versions_pb.DiscoverModelsRequest(), timeout=TIMEOUT_S)
+    for name in ("tiny@1", "tiny@3", "tiny"):
+        board.embed(TEXT, model=name)
+
+
+def test_what_an_alias_means_is_unloaded_though_its_files_are_gone(
+    board: Switchboard, tmp_path: Path
+) -> None:
+    """It serves until then, so it can also be taken out."""
+    board.switch("prod", "tiny@1")
+    shutil.rmtree(tmp_path / "models" / "tiny")
+    assert board.served_by("prod") == "tiny@1"
+    board.unload("prod")
+    assert not board.info().residents
 
 
 def test_versions_share_an_aliases_traffic(board: Switchboard) -> None:

@@ -122,3 +122,12 @@ def test_targets_that_make_no_sense_are_refused(targets: list[Target], field: st
     with pytest.raises(InvalidInput) as raised:
         check_targets(targets, "targets")
     assert raised.value.field == field
+
+
+@pytest.mark.parametrize(
+    "revisions", [[], [{"number": 1, "targets": [], "at_s": 1.0, "restores": None}]]
+)
+def test_a_record_of_nothing_is_no_alias(revisions: list[object]) -> None:
+    """It would be found out only when somebody asks for it, again and again."""
+    with pytest.raises((ValueError, InvalidInput)):
+        Alias.from_record("prod", {"revisions": revisions})

@@ -38,7 +38,7 @@ def new_log(history: int = 100) -> EventLog:
 
 
 def loading(key: ModelKey = A) -> Event:
-    return ModelStateChanged(key, ModelState.UNLOADED, ModelState.LOADING, "")
+    return ModelStateChanged(key, ModelState.REGISTERED, ModelState.LOADING, "")
 
 
 def unloaded(key: ModelKey = A) -> Event:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -45,11 +45,22 @@ def damage(path: Path) -> None:
     path.write_bytes(b"not a database" * 1000)
 
 
+def replace(path: Path) -> None:
+    """Put an empty file in the place of the one that is open."""
+    path.unlink()
+    path.touch()
+
+
 def of_schema(path: Path, version: int) -> bytes:
     """The file, as if a Shoal of that schema had written it."""
     with sqlite3.connect(path) as connection:
         connection.execute(f"PRAGMA user_version = {version}")
     connection.close()
+    return content(path)
+
+
+def content(path: Path) -> bytes:
+    """All of the file."""
     return path.read_bytes()
 
 
@@ -76,6 +87,16 @@ async def test_changes_are_written_together_or_not_at_all(store: RecordStore, pa
     await store.write(Change("pin", "later", {"version": "2"}))
     await store.close()
     assert await reopened(path, "pin") == {"tiny": {"version": "1"}, "later": {"version": "2"}}
+
+
+@pytest.mark.parametrize("takes_away", [Path.unlink, replace])
+async def test_a_file_that_was_taken_away_is_not_written_to(
+    store: RecordStore, path: Path, takes_away: Callable[[Path], None]
+) -> None:
+    """A change that nobody would find again is not acknowledged."""
+    takes_away(path)
+    with pytest.raises(NotPersisted, match="removed or replaced"):
+        await store.write(Change("pin", "tiny", {"version": "1"}))
 
 
 async def test_a_second_server_reads_and_writes_nothing(store: RecordStore, path: Path) -> None:
@@ -113,7 +134,7 @@ async def test_a_file_of_a_later_version_is_left_alone(store: RecordStore, path:
     before = of_schema(path, 99)
     with pytest.raises(StoreUnreadable, match="schema is 99"):
         await RecordStore.open(path)
-    assert of_schema(path, 99) == before
+    assert content(path) == before
 
 
 # Writes pairs of equal numbers, and says each when it is acknowledged. The ballast makes
