@@ -8,6 +8,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Locust's own: it brings a pytest plugin and patches the standard library.
 LOADTEST := .venv-loadtest
+# A peer to compare with brings its own dependencies.
+PEERS := .venv-peers
 PROJECTS := protos/pyproject.toml client/pyproject.toml server/pyproject.toml
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
@@ -16,7 +18,7 @@ export SHOAL_EXPORT_ENV ?= $(CURDIR)/.venv-export
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve demo test lint format protos docs image models clean constraints bench loadtest
+.PHONY: help serve demo test lint format protos docs image models clean constraints bench loadtest soak peers
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -55,6 +57,12 @@ loadtest: $(LOADTEST)/ready models ## Locust users on a server: UI=1, ARGS='--se
 	@$(LOADTEST)/bin/python -m loadtests.loadtest --server-python $(CURDIR)/$(BIN)/python \
 		$(if $(UI),--ui) $(ARGS)
 
+soak: $(VENV)/dev models ## 64 callers while everything is changed, 5 minutes: SECONDS=20, ARGS='--seed 7'
+	@$(BIN)/python -m loadtests.soak $(if $(SECONDS),--seconds $(SECONDS)) $(ARGS)
+
+peers: $(VENV)/dev $(PEERS)/ready models ## Measure beside the best tuned peer: ARGS='--rows short:8x1'
+	@$(BIN)/python -m loadtests.peers --peer-python $(PEERS)/bin/python $(ARGS)
+
 image: ## Build the container images shoal:cpu and shoal:cuda
 	docker build --target cpu --tag shoal:cpu .
 	docker build --target cuda --tag shoal:cuda .
@@ -63,11 +71,11 @@ constraints: $(VENV)/dev $(LOADTEST)/ready ## Write the versions installed now t
 	@{ echo "# Versions that Shoal is tested with. Regenerate: make constraints"; \
 	   for python in $(BIN)/python $(LOADTEST)/bin/python; do \
 	       $$python -m pip freeze --disable-pip-version-check | grep -E '^[A-Za-z0-9_.-]+=='; done; \
-	   grep '^onnxruntime-gpu==' constraints.txt; } | sort -f -u > constraints.new
+	   grep -E '^(onnxruntime-gpu|mosec)==' constraints.txt; } | sort -f -u > constraints.new
 	@mv constraints.new constraints.txt
 
 clean: ## Remove environments and caches; prepared models stay
-	rm -rf $(VENV) $(LOADTEST) .venv-export .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOADTEST) $(PEERS) .venv-export .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # -- environments: a stamp says that an install was finished ---------------------
 
@@ -89,6 +97,14 @@ $(VENV)/runtime-$(EXTRA): $(BIN)/python $(PROJECTS) constraints.txt
 $(VENV)/dev: $(VENV)/runtime-$(EXTRA) requirements-dev.txt
 	@echo "installing the development tools"
 	@$(PIP) --requirement requirements-dev.txt
+	@touch $@
+
+$(PEERS)/ready: $(BIN)/python loadtests/peers/requirements.txt constraints.txt
+	@echo "installing the peer"
+	@rm -rf $(PEERS)
+	@$(PYTHON) -m venv $(PEERS)
+	@$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt --requirement loadtests/peers/requirements.txt
 	@touch $@
 
 $(LOADTEST)/ready: $(BIN)/python loadtests/requirements.txt constraints.txt protos/pyproject.toml

@@ -35,6 +35,7 @@ from shoal_client.statistics import (
     Latency,
     ModelStatistics,
     Statistics,
+    Totals,
     Traffic,
     UsageCounts,
 )
@@ -64,6 +65,7 @@ __all__ = [
     "ShoalError",
     "Statistics",
     "Tls",
+    "Totals",
     "Traffic",
     "UnauthenticatedError",
     "UnavailableError",

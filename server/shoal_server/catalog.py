@@ -6,28 +6,26 @@ The registry knows the files, the pool knows the sessions; a model's state is bo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from shoal_server.core import ModelKey, ModelRef
-from shoal_server.errors import InvalidInput, ModelNotFound
+from shoal_server.errors import InvalidInput, ModelNotFound, NotPersisted
 from shoal_server.lifecycle import LoadReason, ModelState
 from shoal_server.loading import LoadedModel
 from shoal_server.placement import Placement
+from shoal_server.registry.accuracy import Accuracy
+from shoal_server.registry.capabilities import Capabilities, Graph
 from shoal_server.registry.index import ModelFiles, RepositoryIndex, read_files
 from shoal_server.registry.labels import Deprecation
 from shoal_server.registry.manifest import ModelManifest, VersionManifest
+from shoal_server.registry.memory_pins import MemoryPins
 from shoal_server.registry.registry import ModelVersion, Registry
 from shoal_server.registry.variants import Chosen
+from shoal_server.residency.model_states import ModelStates
 from shoal_server.residency.pool import SessionPool
-from shoal_server.residency.resident import Departure, Resident, State
-
-_STATES = {
-    State.LOADING: ModelState.LOADING,
-    State.READY: ModelState.READY,
-    State.LEAVING: ModelState.UNLOADING,
-    State.CLOSING: ModelState.UNLOADING,
-}
+from shoal_server.residency.resident import Departure, Resident
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +38,19 @@ class ModelDescription:
     versions: tuple[str, ...]
     state: ModelState
     state_reason: str
+    serves: bool
+    """Whether a request for it would be tried; faults and deprecations do not hinder that."""
     is_default: bool
     model: ModelManifest
     manifest: VersionManifest | None
     chosen: Chosen | None
     """Which of the version's graphs is served."""
+    capabilities: Capabilities | None
+    """Of this version; None when it can not be read."""
+    devices: tuple[str, ...]
+    """Those that what is served can be run on."""
+    graphs: tuple[tuple[Graph, tuple[str, ...]], ...]
+    """Every graph of this version, its own first, with the devices that it can be run on."""
     resident: Resident[LoadedModel] | None
     served_as: tuple[str, ...]
     """Names, `name@version` apart, by which requests get this version now."""
@@ -53,6 +59,8 @@ class ModelDescription:
     tags: tuple[str, ...]
     """Of the model and of this version."""
     deprecation: Deprecation | None
+    accuracy: Accuracy | None
+    """When it was verified last; None: it never was."""
     idle_left_s: float | None
     """Until it is released for being idle; None: never, or it is not in memory."""
     departure: Departure | None
@@ -70,49 +78,63 @@ class Discovery:
     """Served from memory by another version than they would mean now."""
 
 
-@dataclass(frozen=True, slots=True)
-class ListedModel:
+class ListedModel(NamedTuple):  # not a dataclass: a thousand are made for each list
     """A model to choose among others; what it is asked for is looked up then."""
 
-    _catalog: Catalog
+    catalog: Catalog
     name: str
     files: ModelFiles
 
     @property
     def resident(self) -> Resident[LoadedModel] | None:
         """Its session, where it has one."""
-        return self._catalog.resident(self.files)
+        return self.catalog.resident(self.files)
 
     @property
     def state(self) -> ModelState:
         """Where it is in its life."""
-        return self._catalog.state(self.files)
+        return self.catalog.state(self.name, self.files)
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Those that what is served can be run on."""
+        return self.catalog.devices(self.files)
 
     @property
     def tags(self) -> tuple[str, ...]:
         """Its own and those of its version."""
-        return self._catalog.tags(self.name, self.files)
+        return self.catalog.tags(self.name, self.files)
 
 
 class Catalog:
     """Describes, loads and unloads models. Belongs to the event loop's thread."""
 
     def __init__(
-        self, registry: Registry, pool: SessionPool[LoadedModel], placement: Placement
+        self,
+        registry: Registry,
+        pool: SessionPool[LoadedModel],
+        placement: Placement,
+        pins: MemoryPins,
+        states: ModelStates,
+        outcomes: Mapping[ModelKey, Accuracy] | None = None,
     ) -> None:
         self._registry = registry
         self._pool = pool
         self._placement = placement
-        self._index = RepositoryIndex(registry)
+        self._pins = pins
+        self._states = states
+        self._outcomes = {} if outcomes is None else outcomes
+        self.index = RepositoryIndex(registry)
+        """What the disk says; who changes what there is tells it."""
 
     async def listed(self) -> list[ListedModel]:
         """Every model of the repository, by name, ready to be chosen among."""
-        found = await self._index.look()
+        found = await self.index.look()
         return [ListedModel(self, name, files) for name, files in found.models.items()]
 
     async def discover(self) -> Discovery:
         """Read the repository anew; names that no session serves mean what is there now."""
-        scan = await self._index.look_anew()
+        scan = await self.index.look_anew()
         before, now = scan.before, scan.now
         both = [name for name in now if name in before]
         changed = [name for name in both if now[name] != before[name]]
@@ -128,11 +150,14 @@ class Catalog:
             else:
                 self._registry.forget(name)
         added = [name for name in now if name not in before]
+        # Also the same version may be another: it was prepared anew.
+        in_memory = {resident.key.name for resident in self._pool.residents()}
+        self._registry.forget(*(name for name in (*added, *changed) if name not in in_memory))
         return Discovery(added, removed, changed, outdated)
 
     async def describe(self, listed: Sequence[ListedModel]) -> list[ModelDescription]:
         """Models as they are now, those that were removed since left out."""
-        found = await self._index.look_inside([model.name for model in listed])
+        found = await self.index.look_inside([model.name for model in listed])
         return [
             self._describe_files(ModelRef(name), files, self._registry.bare(name))
             for name, files in found.items()
@@ -146,9 +171,13 @@ class Catalog:
         """The session of a model, where it has one."""
         return self._pool.get(files.key) if files.key else None
 
-    def state(self, files: ModelFiles) -> ModelState:
+    def state(self, name: str, files: ModelFiles) -> ModelState:
         """Where a model is in its life."""
-        return self._state(files, self.resident(files))[0]
+        return self._states.state(files.key or ModelKey(name, ""), files.problem)
+
+    def devices(self, files: ModelFiles) -> tuple[str, ...]:
+        """Those that a model, as it would be served, can be run on."""
+        return self._placement.devices_of(files.chosen) if files.chosen else ()
 
     def tags(self, name: str, files: ModelFiles) -> tuple[str, ...]:
         """Of a model and of the version that its name means."""
@@ -172,7 +201,7 @@ class Catalog:
             description = await self.get(text)
         except (InvalidInput, ModelNotFound):
             return None
-        return description.state not in (ModelState.NOT_PREPARED, ModelState.FAILED)
+        return description.serves
 
     async def load(
         self,
@@ -184,7 +213,8 @@ class Catalog:
     ) -> ModelKey:
         """Bring a model into memory, whatever its name stands for now.
 
-        Until it is there, requests for the name get what it stood for before.
+        Until it is there, requests for the name get what it stood for before. A pin is on
+        disk when this returns.
 
         Returns:
             The version; of an alias of several, the first.
@@ -204,14 +234,17 @@ class Catalog:
     ) -> None:
         resident = self._pool.get(version.key)
         current = resident.device if resident else None
-        stays = resident is not None and resident.state in (State.LOADING, State.READY)
+        before = resident.pinned if resident else version.serving.pinned
         await self._pool.load(
             version.key,
             self._placement.device_for(version, device, current),
+            pin=True if pin else None,
             # A newcomer takes the pin of its manifest; one that stays keeps its own.
-            pin=pin if pin is not None or stays else version.serving.pinned,
+            pinned=version.serving.pinned,
             why=why,
         )
+        if pin is not None:
+            await self._pin(version, pin, before)
 
     async def unload(self, text: str, *, force_after_s: float | None = None) -> None:
         """Take a model out of memory, of an alias all that it means; returns when it is free.
@@ -220,11 +253,22 @@ class Catalog:
             ModelNotFound: There is no such model or version.
         """
         for target in self._registry.targets(text):
-            version = await self._registry.resolve(str(target.ref))
-            await self._pool.unload(version.key, force_after_s=force_after_s)
+            key = await self._key_of(target.ref)
+            await self._pool.unload(key, force_after_s=force_after_s)
+            await self._pins.forget(key)
+
+    async def _key_of(self, ref: ModelRef) -> ModelKey:
+        """The version that is meant; one in memory is known, though its files be gone."""
+        if ref.version is not None:
+            key = ModelKey(ref.name, ref.version)
+            if self._pool.get(key) is not None:
+                return key
+        return (await self._registry.resolve(str(ref))).key
 
     async def pin(self, text: str, pinned: bool) -> None:
         """Keep a model in memory, of an alias all that it means, or let it go again.
+
+        That is on disk when this returns.
 
         Raises:
             ModelNotFound: There is no such model or version.
@@ -232,9 +276,24 @@ class Catalog:
         """
         for target in self._registry.targets(text):
             version = await self._registry.resolve(str(target.ref))
-            self._pool.pin(version.key, pinned)
+            resident = self._pool.get(version.key)
+            await self._pin(version, pinned, before=resident is not None and resident.pinned)
+
+    async def _pin(self, version: ModelVersion, pinned: bool, before: bool) -> None:
+        key = version.key
+        if pinned:  # at once: it must not leave while that is written
+            self._pool.pin(key, True)
+        try:
+            await self._pins.remember(key, pinned, by_manifest=version.serving.pinned)
+        except NotPersisted:
+            if pinned and not before:
+                self._pool.pin(key, False)
+            raise
+        if not pinned:
+            self._pool.pin(key, False)
 
     async def _describe(self, ref: ModelRef) -> ModelDescription:
+        self._registry.check_registered(ref.name)
         known = self._registry.known(str(ref))
         # What is served now is the truth, even where the disk has moved on.
         key = known.key if known else None
@@ -247,50 +306,41 @@ class Catalog:
         self, ref: ModelRef, files: ModelFiles, known: ModelVersion | None
     ) -> ModelDescription:
         resident = self._pool.get(files.key) if files.key else None
-        state, reason = self._state(files, resident)
+        state, reason = self._states.look(files.key or ModelKey(ref.name, ""), files.problem)
         served = resident.session.version if resident and resident.session else known
+        chosen = served.chosen if served else files.chosen
         return ModelDescription(
             name=ref.name,
             version=files.key.version if files.key else "",
             versions=files.versions,
             state=state,
             state_reason=reason,
+            serves=self._serves(files),
             is_default=ref.name in self._default_names(),
             model=files.model,
             manifest=files.manifest,
-            chosen=served.chosen if served else files.chosen,
+            chosen=chosen,
+            capabilities=files.capabilities,
+            devices=self._placement.devices_of(chosen) if chosen else (),
+            graphs=self._graphs(files),
             resident=resident,
             served_as=tuple(self._registry.names_of(files.key)) if files.key else (),
             pinned_version=self._registry.pins.get(ref.name, ""),
             tags=self._registry.tags_of(files.key or ModelKey(ref.name, "")),
             deprecation=self._registry.deprecation_of(files.key or ModelKey(ref.name, "")),
             idle_left_s=self._pool.idle_left_s(resident) if resident else None,
+            accuracy=self._outcomes.get(files.key) if files.key else None,
             departure=self._pool.departure(files.key) if files.key else None,
         )
+
+    def _graphs(self, files: ModelFiles) -> tuple[tuple[Graph, tuple[str, ...]], ...]:
+        graphs = files.capabilities.graphs if files.capabilities else ()
+        return tuple((graph, self._placement.devices_of(graph)) for graph in graphs)
 
     def _default_names(self) -> set[str]:
         return {target.ref.name for target in self._registry.targets("")}
 
-    def _state(
-        self, files: ModelFiles, resident: Resident[LoadedModel] | None
-    ) -> tuple[ModelState, str]:
-        if resident is not None:
-            return _STATES[resident.state], _reason(resident)
-        if files.key is None:
-            return ModelState.NOT_PREPARED, files.problem
-        failure = self._pool.failure(files.key)
-        if failure is not None:
-            return ModelState.FAILED, failure.error.message
-        if files.problem:
-            return ModelState.FAILED, files.problem
-        departure = self._pool.departure(files.key)
-        return ModelState.UNLOADED, str(departure.why) if departure else ""
-
-
-def _reason(resident: Resident[LoadedModel]) -> str:
-    """Why it is in its state, in the words that events have for it."""
-    if resident.why_unloading is not None:
-        return str(resident.why_unloading)
-    if resident.state is State.LOADING:
-        return str(resident.why_loaded)
-    return "pinned" if resident.pinned else ""
+    def _serves(self, files: ModelFiles) -> bool:
+        if files.key is None or self._pool.get(files.key) is not None:
+            return files.key is not None
+        return self._pool.failure(files.key) is None and not files.problem

@@ -43,6 +43,7 @@ from shoal_server.residency.pool import SessionPool
 from shoal_server.residency.resident import Lease
 from shoal_server.statistics.statistics import Statistics
 from shoal_server.telemetry import Metrics
+from shoal_server.usage.history import UsageHistory
 
 T = TypeVar("T")
 
@@ -135,6 +136,7 @@ class Embedder:
         metrics: Metrics,
         rate_limits: RateLimits,
         statistics: Statistics,
+        history: UsageHistory,
         deprecations: DeprecationWarnings,
     ) -> None:
         self._registry = registry
@@ -146,6 +148,7 @@ class Embedder:
         self._metrics = metrics
         self._rate_limits = rate_limits
         self._statistics = statistics
+        self._history = history
         self._deprecations = deprecations
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:
@@ -244,7 +247,9 @@ class Embedder:
 
     async def _resolve(self, request: EmbedRequest) -> ModelVersion:
         name, key = request.model, request.routing_key
-        return self._registry.known(name, key) or await self._registry.resolve(name, key)
+        version = self._registry.known(name, key) or await self._registry.resolve(name, key)
+        self._history.asked(name or self._registry.default_model)
+        return version
 
     async def _with_model(
         self,

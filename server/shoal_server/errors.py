@@ -4,6 +4,8 @@
     ├── InvalidInput            the caller's input; names the field
     ├── ModelNotFound           no such model or version
     ├── FailedPrecondition      the model can not do this, as things stand
+    │   ├── NothingToCompare    no vectors are kept with the version
+    │   ├── UpdateFailed        a newer version could not be prepared
     │   └── ModelLoadFailed     its files, its device or the runtime refused
     │       ├── ModelFileCorrupt    a prepared file is not what was prepared
     │       └── AllocationFailed    there was not enough memory after all
@@ -68,6 +70,18 @@ class FailedPrecondition(ShoalError):
     """The model is there but can not do what was asked."""
 
     reason = "FAILED_PRECONDITION"
+
+
+class NothingToCompare(FailedPrecondition):
+    """A version was prepared without vectors that it could be compared with."""
+
+    reason = "NOTHING_TO_COMPARE"
+
+
+class UpdateFailed(FailedPrecondition):
+    """A newer version of a model could not be prepared; another time it may."""
+
+    reason = "UPDATE_FAILED"
 
 
 class ModelLoadFailed(FailedPrecondition):

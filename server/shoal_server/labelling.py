@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
-from shoal_server.core import ModelRef
+from shoal_server.core import ModelKey, ModelRef
+from shoal_server.errors import ShoalError
 from shoal_server.registry.labels import Labels, new_deprecation
 from shoal_server.registry.registry import Registry
 from shoal_server.registry.remembered import labels_change
 from shoal_server.registry.store import RecordStore
 from shoal_server.registry.whole import WholeTasks
+from shoal_server.residency.model_states import ModelStates
 
 
 class Labeller:
@@ -21,6 +24,7 @@ class Labeller:
         self,
         registry: Registry,
         store: RecordStore,
+        states: ModelStates,
         *,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
@@ -29,10 +33,12 @@ class Labeller:
         Args:
             registry: Has the labels.
             store: Remembers them.
+            states: Follow deprecations.
             wall_clock: Seconds since the epoch.
         """
         self._registry = registry
         self._store = store
+        self._states = states
         self._wall_clock = wall_clock
         # Held from the reading of labels to their writing.
         self._turn = asyncio.Lock()
@@ -77,4 +83,11 @@ class Labeller:
 
     async def _commit(self, ref: ModelRef, labels: Labels) -> None:
         await self._store.write(labels_change(str(ref), labels))
+        if labels.deprecation == self._registry.labels_of(ref).deprecation:
+            self._registry.label(ref, labels)
+            return
+        if not self._registry.versions_known(ref.name):
+            with suppress(ShoalError):  # then none is prepared
+                await self._registry.look_up(ref)
         self._registry.label(ref, labels)
+        self._states.noted(ModelKey(ref.name, ref.version or ""))

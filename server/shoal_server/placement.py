@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from shoal_server.errors import FailedPrecondition
 from shoal_server.inference.devices import CPU, AvailableDevices
 from shoal_server.registry.registry import ModelVersion
 from shoal_server.residency.probes import Gpus
+
+
+class RunsOnGpus(Protocol):
+    """A graph, as far as it needs a device."""
+
+    @property
+    def gpu_only(self) -> bool:
+        """Whether it is for GPUs."""
 
 
 class Placement:
@@ -15,6 +25,11 @@ class Placement:
         self._devices = devices
         self._gpus = gpus
         self._default = default
+
+    def devices_of(self, graph: RunsOnGpus) -> tuple[str, ...]:
+        """Those of this server that a graph can be run on: all, or the GPUs."""
+        names = self._devices.names
+        return tuple(name for name in names if name != CPU or not graph.gpu_only)
 
     def device_for(
         self, version: ModelVersion, wanted: str = "", current: str | None = None

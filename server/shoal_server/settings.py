@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, StringConstraints, ValidationError
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -34,6 +34,10 @@ _UNSET = "unset"
 
 Device = Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$")]
 Port = Annotated[int, Field(ge=0, le=65535)]
+# What messages can say: GetServerInfo tells these.
+_MOST = 2**31 - 1
+_MOST_BYTES = 2**63 - 1
+Count = Annotated[int, Field(le=_MOST)]
 
 
 def _split(value: object) -> object:
@@ -49,8 +53,9 @@ CallerNames = Annotated[
     NoDecode,
     BeforeValidator(_split),
 ]
+_PER_MIN = r"(-|[1-9][0-9]{0,9})"
 CallerLimits = Annotated[
-    tuple[Annotated[str, StringConstraints(pattern=r"^.+=(-|[1-9]\d*)/(-|[1-9]\d*)$")], ...],
+    tuple[Annotated[str, StringConstraints(pattern=rf"^.+={_PER_MIN}/{_PER_MIN}$")], ...],
     NoDecode,
     BeforeValidator(_split),
 ]
@@ -59,7 +64,15 @@ _OTHERS = frozenset({"CONFIG_FILE", "ADDRESS", "EXPORT_ENV"})
 
 
 class SettingsError(Exception):
-    """A setting is wrong; the message names it, its source and the value."""
+    """A setting is wrong; the message names it, its source and the value.
+
+    Attributes:
+        name: Of the setting; empty where several do not go together.
+    """
+
+    def __init__(self, message: str, *, name: str = "") -> None:
+        super().__init__(message)
+        self.name = name
 
 
 def _option(default: Any, group: str, description: str, **limits: Any) -> Any:
@@ -130,8 +143,8 @@ class Settings(BaseSettings):
         "for the user's data."
     )  # fmt: skip
     state_file: Path | None = _option(
-        None, "Models", "Where aliases, pins, tags and deprecations are kept over restarts; "
-        "unset: .shoal.db in the model repository."
+        None, "Models", "Where aliases, pins, tags, deprecations and what was counted are kept "
+        "over restarts; unset: .shoal.db in the model repository."
     )  # fmt: skip
     default_model: str = _option(
         "all-minilm-l6-v2", "Models", "Model of a request that names none."
@@ -141,8 +154,8 @@ class Settings(BaseSettings):
         "model; `none` loads nothing."
     )  # fmt: skip
     restore_models: bool = _option(
-        False, "Models", "Load at start what was in memory when the server ended, the most used "
-        "first, after it is ready, and as long as there is room."
+        True, "Models", "Load at start what was in memory when the server ended, the most used "
+        "first, after it is ready, and as long as there is free memory."
     )  # fmt: skip
     device: Device = _option(
         "auto", "Models", "Device of models that name none: auto, cpu, cuda, cuda:N."
@@ -212,13 +225,13 @@ class Settings(BaseSettings):
         5.0, "Batching", "Window: the longest the oldest item waits for batch mates while a slot "
         "is free.", ge=0, le=10_000
     )  # fmt: skip
-    max_batch_items: int = _option(32, "Batching", "Items in one batch on the CPU.", ge=1)
-    max_batch_tokens: int = _option(
+    max_batch_items: Count = _option(32, "Batching", "Items in one batch on the CPU.", ge=1)
+    max_batch_tokens: Count = _option(
         8192, "Batching", "Tokens in one batch on the CPU, padding included; an item that is "
         "longer runs alone.", ge=1
     )  # fmt: skip
-    cuda_max_batch_items: int = _option(128, "Batching", "Items in one batch on a GPU.", ge=1)
-    cuda_max_batch_tokens: int = _option(
+    cuda_max_batch_items: Count = _option(128, "Batching", "Items in one batch on a GPU.", ge=1)
+    cuda_max_batch_tokens: Count = _option(
         16_384, "Batching", "Tokens in one batch on a GPU, padding included.", ge=1
     )
     max_padding_waste: float = _option(
@@ -234,17 +247,17 @@ class Settings(BaseSettings):
     )  # fmt: skip
 
     # -- limits --------------------------------------------------------------
-    max_texts_per_request: int = _option(2048, "Limits", "Texts in one request.", ge=1)
-    max_text_bytes: int = _option(1 * MIB, "Limits", "UTF-8 bytes of one text.", ge=1)
-    max_request_bytes: int = _option(16 * MIB, "Limits", "Bytes of one request.", ge=1)
-    max_message_bytes: int = _option(
+    max_texts_per_request: Count = _option(2048, "Limits", "Texts in one request.", ge=1)
+    max_text_bytes: Count = _option(1 * MIB, "Limits", "UTF-8 bytes of one text.", ge=1)
+    max_request_bytes: Count = _option(16 * MIB, "Limits", "Bytes of one request.", ge=1)
+    max_message_bytes: Count = _option(
         64 * MIB, "Limits", "Bytes of one gRPC message, either way; gRPC itself refuses larger "
         "ones with RESOURCE_EXHAUSTED.", ge=1024
     )  # fmt: skip
-    max_waiting_items: int = _option(
+    max_waiting_items: Count = _option(
         20_000, "Limits", "Items admitted and not yet answered, over all models.", ge=1
     )
-    max_waiting_items_per_model: int = _option(
+    max_waiting_items_per_model: Count = _option(
         20_000, "Limits", "Items admitted and not yet answered, for one model.", ge=1
     )
     max_queue_s: float = _option(
@@ -252,7 +265,11 @@ class Settings(BaseSettings):
         "is refused with RESOURCE_EXHAUSTED; one of high priority never.", gt=0
     )  # fmt: skip
     max_inflight_bytes: int = _option(
-        256 * MIB, "Limits", "Bytes of requests admitted and not yet answered.", ge=1
+        256 * MIB,
+        "Limits",
+        "Bytes of requests admitted and not yet answered.",
+        ge=1,
+        le=_MOST_BYTES,
     )
     max_concurrent_streams: int = _option(1000, "Limits", "RPCs at once on one connection.", ge=1)
     max_concurrent_rpcs: int = _option(
@@ -261,7 +278,9 @@ class Settings(BaseSettings):
         "RPCs at once over all connections; gRPC itself refuses more with RESOURCE_EXHAUSTED.",
         ge=1,
     )
-    max_stream_requests: int = _option(32, "Limits", "Requests in flight on one EmbedStream.", ge=1)
+    max_stream_requests: Count = _option(
+        32, "Limits", "Requests in flight on one EmbedStream.", ge=1
+    )
 
     # -- usage ---------------------------------------------------------------
     callers_by: Literal["key", "peer"] = _option(
@@ -279,10 +298,10 @@ class Settings(BaseSettings):
     )  # fmt: skip
     rate_limit_requests_per_min: int | None = _option(
         None, "Usage", "Requests a minute of one caller; above it they are refused with "
-        "RESOURCE_EXHAUSTED and RetryInfo; unset: no limit.", ge=1
+        "RESOURCE_EXHAUSTED and RetryInfo; unset: no limit.", ge=1, le=_MOST
     )  # fmt: skip
     rate_limit_tokens_per_min: int | None = _option(
-        None, "Usage", "Tokens a minute of one caller; unset: no limit.", ge=1
+        None, "Usage", "Tokens a minute of one caller; unset: no limit.", ge=1, le=_MOST
     )
     rate_limit_overrides: CallerLimits = _option(
         (), "Usage", "Limits of single callers, comma-separated, as CALLER=REQUESTS/TOKENS a "
@@ -291,32 +310,42 @@ class Settings(BaseSettings):
     statistics_window_s: float = _option(
         60.0, "Usage", "How far back the recent statistics reach.", ge=1, le=86_400
     )
+    statistics_write_s: float = _option(
+        30.0, "Usage", "How often totals, usage and patterns of use are written to disk, and how "
+        "much of them a server loses at most that is killed.", ge=0.1, le=86_400
+    )  # fmt: skip
 
     # -- memory --------------------------------------------------------------
     max_resident_models: int | None = _option(
-        None, "Memory", "Models in memory on the CPU; unset: no limit.", ge=1
+        None, "Memory", "Models in memory on the CPU; unset: no limit.", ge=1, le=_MOST
     )
     memory_budget_bytes: int | None = _option(
         None, "Memory", "Bytes that models may take on the CPU; unset: 80% of the memory that the "
-        "cgroup, or the machine, allows.", ge=1
+        "cgroup, or the machine, allows.", ge=1, le=_MOST_BYTES
     )  # fmt: skip
     cuda_max_resident_models: int | None = _option(
-        None, "Memory", "Models in memory on each GPU; unset: no limit.", ge=1
+        None, "Memory", "Models in memory on each GPU; unset: no limit.", ge=1, le=_MOST
     )
     cuda_memory_budget_bytes: int | None = _option(
-        None, "Memory", "Bytes that models may take on each GPU; unset: 80% of its memory.", ge=1
+        None,
+        "Memory",
+        "Bytes that models may take on each GPU; unset: 80% of its memory.",
+        ge=1,
+        le=_MOST_BYTES,
     )
     eviction_wait_s: float = _option(
         10.0, "Memory", "The longest a request waits for room when every resident model is in "
         "use.", ge=0
     )  # fmt: skip
     ram_idle_s: float = _option(
-        1800.0, "Memory", "A model on the CPU that nobody used for so long leaves memory; 0: "
-        "never. A model's own `ram_idle_s` and a request's `keep_alive_s` come before it.", ge=0
+        1800.0, "Memory", "A model on the CPU, or warm in RAM, that nobody used for so long "
+        "leaves memory; 0: never. A model's own `ram_idle_s` and a request's `keep_alive_s` come "
+        "before it.", ge=0
     )  # fmt: skip
     gpu_idle_s: float = _option(
-        600.0, "Memory", "The same for a model on a GPU, whose own time-out is `gpu_idle_s`.", ge=0
-    )
+        600.0, "Memory", "A model on a GPU that nobody used for so long leaves it and stays warm "
+        "in RAM until `ram_idle_s`; 0: never. Its own time-out is `gpu_idle_s`.", ge=0
+    )  # fmt: skip
     adaptive_idle: bool = _option(
         False, "Memory", "Let these time-outs follow how often a model is asked for, within a "
         "quarter and four times of them."
@@ -340,6 +369,20 @@ class Settings(BaseSettings):
         10.0, "Memory", "How long use must stay above the threshold before models go, and how long "
         "a model must have been unused to go for that.", ge=0
     )  # fmt: skip
+    preload_ahead: bool = _option(
+        False, "Memory", "Load models before they are asked for that were usually wanted at this "
+        "hour of the week, when nothing goes on and into free memory only."
+    )  # fmt: skip
+    preload_horizon_s: float = _option(
+        900.0, "Memory", "How far ahead, and for how long such a model waits for its first request "
+        "before it may be released for being idle.", ge=60, le=14_400
+    )  # fmt: skip
+    preload_threshold: float = _option(
+        0.5, "Memory", "Least probability that a model is asked for within that time.", gt=0, lt=1
+    )
+    preload_max_models: int = _option(
+        2, "Memory", "Models loaded ahead that nobody has asked for yet, at once.", ge=1
+    )
     load_backoff_s: float = _option(
         5.0, "Memory", "How long a failed load is remembered; doubles with each failure.", gt=0
     )
@@ -351,6 +394,37 @@ class Settings(BaseSettings):
     event_history: int = _option(
         10_000, "Events", "Events that are kept for those who watch, to look back or to go on "
         "after a break; about 500 bytes each.", ge=1, le=1_000_000
+    )  # fmt: skip
+
+    # -- profiles ------------------------------------------------------------
+    profile_max_share: float = _option(
+        0.2, "Profiles", "Share of one slot's time that profiling a model takes at most, also "
+        "where a caller asks for more; after each run it rests.", gt=0, le=1
+    )  # fmt: skip
+    profile_max_s: float = _option(
+        300.0, "Profiles", "The longest that profiling a model takes; what was not measured by "
+        "then is left out.", gt=0
+    )  # fmt: skip
+
+    # -- upkeep --------------------------------------------------------------
+    verify_interval_s: float = _option(
+        0.0, "Upkeep", "Seconds between two verifications of a model in memory, in idle moments; "
+        "0: only when somebody asks.", ge=0
+    )  # fmt: skip
+    verify_drop_threshold: float = _option(
+        0.001, "Upkeep", "How far the least cosine to the vectors that are kept with a model may "
+        "be below what it was when the model was prepared.", ge=0, le=2
+    )  # fmt: skip
+    auto_update: Literal["off", "repository", "hub"] = _option(
+        "off", "Upkeep", "Let the bare names of models in memory go over to newer versions that "
+        "are found to be good: of the repository, or also of the hub, where newer revisions are "
+        "then prepared."
+    )  # fmt: skip
+    auto_update_interval_s: float = _option(
+        3600.0, "Upkeep", "Seconds between two looks for newer versions.", gt=0
+    )  # fmt: skip
+    update_timeout_s: float = _option(
+        3600.0, "Upkeep", "The longest that preparing a newer version takes.", gt=0
     )  # fmt: skip
 
     # -- logs ----------------------------------------------------------------
@@ -432,9 +506,14 @@ def changed_settings(values: Settings, texts: Mapping[str, str]) -> Settings:
         for name, text in texts.items()
     }
     try:
-        after = Settings(**(values.model_dump() | changes))
+        # Past BaseSettings, which would look for sources for most of a millisecond.
+        after = Settings.__new__(Settings)
+        BaseModel.__init__(after, **(values.model_dump() | changes))
     except ValidationError as error:
-        raise SettingsError(_explain(error, dict.fromkeys(texts, "the request"))) from error
+        wrong = str(error.errors()[0]["loc"][0])
+        raise SettingsError(
+            _explain(error, dict.fromkeys(texts, "the request")), name=wrong
+        ) from error
     _check_together(after)
     return after
 

@@ -18,7 +18,14 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from shoal_server.core import ModelKey
-from shoal_server.lifecycle import Load, LoadReason, PressureLevel, Unloading, UnloadReason
+from shoal_server.lifecycle import (
+    Load,
+    LoadReason,
+    PressureLevel,
+    Unloading,
+    UnloadReason,
+    WarmRelease,
+)
 from shoal_server.tallies import Counter, Gauge, Histogram
 
 # From a tenth of a millisecond (one short text on a GPU) to a minute (a cold model).
@@ -130,9 +137,24 @@ class Metrics:
             "shoal_model_unloads", "Models that left memory, by reason (evicted, asked, idle, "
             "keep_alive, pressure, shutdown).", ("model", "reason"), registry=registry,
         )  # fmt: skip
+        self.warm_models = Gauge(
+            "shoal_warm_models", "Models that left a GPU and stay warm in RAM.", (),
+            registry=registry,
+        )  # fmt: skip
+        self.warm_bytes = Gauge(
+            "shoal_warm_bytes", "Bytes of RAM that they take.", (), registry=registry
+        )
+        self.warm_loads = Counter(
+            "shoal_warm_model_loads", "Models that came back to a GPU from RAM.", ("model",),
+            registry=registry,
+        )  # fmt: skip
         self.returns = Counter(
             "shoal_model_returns", "Loads of models that had been evicted, or released for memory "
             "pressure, less than a minute before.", ("model",), registry=registry,
+        )  # fmt: skip
+        self.preloads = Counter(
+            "shoal_preloads", "Models that were loaded ahead, by what became of it (used, unused, "
+            "failed).", ("model", "outcome"), registry=registry,
         )  # fmt: skip
         self.memory_use = Gauge(
             "shoal_memory_use_ratio", "Share of a device's memory in use, of the tightest limit.",
@@ -236,6 +258,36 @@ class PoolTelemetry:
         self._changed(key)
 
 
+class WarmTelemetry:
+    """Counts and logs what stays warm in RAM (see `residency.resident.WarmObserver`)."""
+
+    def __init__(self, metrics: Metrics, released: Callable[[WarmRelease], None]) -> None:
+        """Count into `metrics`.
+
+        Args:
+            metrics: Of the server.
+            released: Told, too, of what went without having been loaded.
+        """
+        self._models, self._bytes = metrics.warm_models.labels(), metrics.warm_bytes.labels()
+        self._loads = metrics.warm_loads
+        self._released = released
+        self._log = structlog.get_logger(__name__)
+
+    def warm_changed(self, models: int, size_bytes: int) -> None:
+        """So many there are now, and so much they take."""
+        self._models.set(models)
+        self._bytes.set(size_bytes)
+
+    def warm_loaded(self, key: ModelKey) -> None:
+        """One is a session again."""
+        self._loads.labels(key.name).inc()
+
+    def warm_released(self, release: WarmRelease) -> None:
+        """One left RAM without having been loaded."""
+        self._log.info("warm_model_released", model=str(release.key), why=str(release))
+        self._released(release)
+
+
 class EventTelemetry:
     """Counts events and those who watch (see `registry.event_log.EventLogObserver`)."""
 
@@ -293,6 +345,17 @@ class MemoryTelemetry:
             self._log.warning("model_churn", model=str(key), away_s=round(after_s, 1), times=times,
                               hint="loaded and pushed out back and forth: memory is too small "
                               "for what is asked for")  # fmt: skip
+
+
+class PreloadTelemetry:
+    """Counts what became of models that were loaded ahead (see `preloading`)."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._preloads = metrics.preloads
+
+    def preload_ended(self, key: ModelKey, outcome: str) -> None:
+        """It was used, left memory unused, or could not be loaded."""
+        self._preloads.labels(key.name, outcome).inc()
 
 
 class _StandardError:

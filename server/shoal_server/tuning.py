@@ -11,6 +11,8 @@ from shoal_server.batching.policy import BatchLimits
 from shoal_server.inference.cuda import CudaOptions
 from shoal_server.inference.devices import CPU
 from shoal_server.loading import LoadedModel, LoadOptions, ModelLoader
+from shoal_server.preloading import PreloadRules
+from shoal_server.profiling.profiler import ProfileLimits
 from shoal_server.rate_limits import RateLimit, RateLimits, read_limits
 from shoal_server.residency.idle import IdleRules
 from shoal_server.residency.pool import SessionPool
@@ -34,8 +36,13 @@ _BATCHES = {
     *("cuda_max_batch_items", "cuda_max_batch_tokens"),
     *("max_queue_s", "priority_head_start_ms"),
 }
-_WHEN_NEEDED = {"drain_s"}
+_WHEN_NEEDED = {"drain_s", "verify_drop_threshold", "profile_max_share", "profile_max_s"}
 """Read from the settings at the moment that they are needed."""
+
+_PRELOADS = {
+    *("preload_ahead", "preload_horizon_s", "preload_threshold", "preload_max_models"),
+}
+"""Read at each look ahead."""
 
 
 def rpc_options(settings: Settings) -> RpcOptions:
@@ -76,6 +83,26 @@ def pressure_limits(settings: Settings) -> PressureLimits:
         lower=settings.pressure_lower_threshold,
         critical=settings.pressure_critical_threshold,
         hold_s=settings.pressure_hold_s,
+    )
+
+
+def profile_limits(settings: Settings) -> ProfileLimits:
+    """What profiling a model may take."""
+    return ProfileLimits(
+        max_share=settings.profile_max_share,
+        max_s=settings.profile_max_s,
+        memory_threshold=settings.pressure_threshold,
+        memory_critical=settings.pressure_critical_threshold,
+    )
+
+
+def preload_rules(settings: Settings) -> PreloadRules:
+    """What is loaded before it is asked for."""
+    return PreloadRules(
+        is_on=settings.preload_ahead,
+        horizon_s=settings.preload_horizon_s,
+        threshold=settings.preload_threshold,
+        max_models=settings.preload_max_models,
     )
 
 
@@ -136,4 +163,4 @@ def let_settings_change(
     runtime.on_change(_BATCHES, change_batches)
     runtime.on_change(_IDLE, lambda s: pool.change_idle(idle_rules(s, devices)))
     runtime.on_change(_PRESSURE, lambda s: pressure.change(pressure_limits(s)))
-    runtime.on_change(_WHEN_NEEDED, lambda _: None)
+    runtime.on_change(_WHEN_NEEDED | _PRELOADS, lambda _: None)

@@ -23,13 +23,16 @@ from shoal.v1 import (
     embed_pb2_grpc,
     model_control_pb2,
     model_control_pb2_grpc,
+    profile_pb2,
     settings_pb2,
     statistics_pb2,
+    usage_pb2,
     versions_pb2,
 )
 
 DIMENSIONS = 12
 MODEL = "fake"
+DEPRECATED_MODEL = "old"
 VERSION = "1"
 MAX_CHARACTERS = 200  # longer texts count as truncated
 
@@ -149,6 +152,8 @@ class FakeServer:
         self.models = {MODEL: model_control_pb2.MODEL_STATE_READY}
         self.settings = settings_pb2.UpdateSettingsResponse()
         self.statistics = statistics_pb2.GetStatisticsResponse()
+        self.usage = usage_pb2.GetUsageResponse()
+        self.profile_answers: list[profile_pb2.ProfileModelResponse] = []
         self.answers_before_break: deque[int] = deque()
         self.watches: deque[list[model_control_pb2.WatchEventsResponse]] = deque()
         self.stream_group = 1
@@ -386,7 +391,7 @@ class _Control(model_control_pb2_grpc.ModelControlServiceServicer):
         self, request: model_control_pb2.UnloadModelRequest, context: grpc.ServicerContext
     ) -> model_control_pb2.UnloadModelResponse:
         self._fake.enter("UnloadModel", request, context)
-        self._fake.models[request.model or MODEL] = model_control_pb2.MODEL_STATE_UNLOADED
+        self._fake.models[request.model or MODEL] = model_control_pb2.MODEL_STATE_REGISTERED
         return model_control_pb2.UnloadModelResponse(model=self._info(request.model, context))
 
     def WatchEvents(  # noqa: N802
@@ -411,6 +416,22 @@ class _Control(model_control_pb2_grpc.ModelControlServiceServicer):
         self._fake.enter("RollbackModel", request, context)
         return versions_pb2.RollbackModelResponse()
 
+    def ProfileModel(  # noqa: N802
+        self, request: profile_pb2.ProfileModelRequest, context: grpc.ServicerContext
+    ) -> Iterator[profile_pb2.ProfileModelResponse]:
+        fake = self._fake
+        fake.enter("ProfileModel", request, context)
+        try:
+            yield from fake.profile_answers
+        finally:
+            fake.stream_ends.put(context.is_active())
+
+    def GetProfile(  # noqa: N802
+        self, request: profile_pb2.GetProfileRequest, context: grpc.ServicerContext
+    ) -> profile_pb2.GetProfileResponse:
+        self._fake.enter("GetProfile", request, context)
+        return profile_pb2.GetProfileResponse(profile=self._fake.profile_answers[-1].profile)
+
     def GetServerInfo(  # noqa: N802
         self, request: model_control_pb2.GetServerInfoRequest, context: grpc.ServicerContext
     ) -> model_control_pb2.GetServerInfoResponse:
@@ -422,6 +443,12 @@ class _Control(model_control_pb2_grpc.ModelControlServiceServicer):
     ) -> settings_pb2.UpdateSettingsResponse:
         self._fake.enter("UpdateSettings", request, context)
         return self._fake.settings
+
+    def GetUsage(  # noqa: N802
+        self, request: usage_pb2.GetUsageRequest, context: grpc.ServicerContext
+    ) -> usage_pb2.GetUsageResponse:
+        self._fake.enter("GetUsage", request, context)
+        return self._fake.usage
 
     def GetStatistics(  # noqa: N802
         self, request: statistics_pb2.GetStatisticsRequest, context: grpc.ServicerContext
@@ -480,6 +507,7 @@ def _answer(request: embed_pb2.EmbedRequest) -> embed_pb2.EmbedResponse:
         truncated=[index for index, text in enumerate(texts) if len(text) > MAX_CHARACTERS],
         timings=embed_pb2.Timings(total_us=1000 + len(texts), batch_size=len(texts)),
         scales=scales,
+        deprecation=f"use {MODEL}" if request.model == DEPRECATED_MODEL else "",
     )
 
 

@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 
 from shoal_client.commands import embed
 from tests.client import fake as fakes
-from tests.client.fake import FakeServer, vectors_of
+from tests.client.fake import DEPRECATED_MODEL, MODEL, FakeServer, vectors_of
 
 PROGRAM = "import typer; from shoal_client.commands import embed; typer.run(embed)"
 
@@ -70,6 +70,13 @@ def test_lines_of_standard_input(shell: Shell) -> None:
     lines = rows(shell.run(stdin="\n".join(texts[:2]) + "\r\n" + "\n".join(texts[2:])))
     vectors = np.array([line["embedding"] for line in lines], dtype=np.float32)
     np.testing.assert_array_equal(vectors_of(texts), vectors)
+
+
+def test_a_deprecated_model_is_told_once(shell: Shell) -> None:
+    """On standard error, whatever number of requests it is: vectors are as always."""
+    result = shell.run("--model", DEPRECATED_MODEL, stdin="line\n" * 300)
+    assert len(rows(result)) == 300
+    assert result.stderr == f"shoal: use {MODEL}\n"
 
 
 def test_no_input_is_no_output(shell: Shell) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shoal.v1.model_control_pb2 import MODEL_STATE_READY, MODEL_STATE_UNLOADED
+from shoal.v1.model_control_pb2 import MODEL_STATE_READY, MODEL_STATE_REGISTERED
 from shoal_client import Client, HealthStatus, ModelNotFoundError, UnavailableError
 from tests.client.fake import FakeServer
 
@@ -18,7 +18,7 @@ def test_list_and_get(client: Client) -> None:
 
 def test_load_and_unload(client: Client, fake: FakeServer) -> None:
     """Arguments reach the server; the model's new state comes back."""
-    assert client.unload_model("fake", force_after_s=0.5).state == MODEL_STATE_UNLOADED
+    assert client.unload_model("fake", force_after_s=0.5).state == MODEL_STATE_REGISTERED
     assert fake.calls[-1].request.force_after.ToMilliseconds() == 500
     assert client.load_model("fake", pin=True, device="cpu").state == MODEL_STATE_READY
     assert (fake.calls[-1].request.pin, fake.calls[-1].request.device) == (True, "cpu")

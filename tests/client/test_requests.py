@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 
 from shoal.v1.embed_pb2 import VectorEncoding
 from shoal_client import InvalidArgumentError
-from shoal_client.requests import ENCODINGS, new_embed_request, new_unload_request, text_bytes
+from shoal_client.requests import (
+    ENCODINGS,
+    new_embed_request,
+    new_settings_request,
+    new_switch_request,
+    new_unload_request,
+    text_bytes,
+)
 
 
 @given(st.text())
@@ -52,3 +59,16 @@ def test_unload_by_force(force_after_s: float, nanoseconds: int) -> None:
     assert request.HasField("force_after")
     assert request.force_after.ToNanoseconds() == nanoseconds
     assert not new_unload_request("m", None).HasField("force_after")
+
+
+@pytest.mark.parametrize("value", [16, True, None])
+def test_settings_are_in_words(value: object) -> None:
+    """A number could be meant in more than one way; the setting is named."""
+    with pytest.raises(TypeError, match=rf"settings\[drain_s\] is {type(value).__name__}, not str"):
+        new_settings_request({"drain_s": value}, persist=False)  # type: ignore[dict-item]
+
+
+def test_targets_come_with_weights() -> None:
+    """A list of them does not say how the traffic is shared."""
+    with pytest.raises(TypeError, match="mapping from names to weights"):
+        new_switch_request("prod", ["m@1", "m@2"], False)  # type: ignore[arg-type]

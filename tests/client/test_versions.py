@@ -107,7 +107,7 @@ def test_finding_models(steering: Client) -> None:
     steering.update_tags("tiny", add=["prod"])
     assert [model.name for model in steering.list_models("TINY", tags=["prod"])] == ["tiny"]
     assert steering.list_models(tags=["never"]) == []
-    assert steering.list_models(states=["failed"], order_by="last_used", descending=True) == []
+    assert steering.list_models(states=["error"], order_by="last_used", descending=True) == []
     with pytest.raises(InvalidArgumentError, match="states"):
         steering.list_models(states=["asleep"])
 

@@ -315,4 +315,4 @@ def test_each_setting_is_described(name: str, field: FieldInfo) -> None:
     assert isinstance(field.json_schema_extra, dict)
     assert field.json_schema_extra["group"]
     if isinstance(field.default, float):
-        assert name.endswith(("_s", "_ms", "_waste", "_threshold"))
+        assert name.endswith(("_s", "_ms", "_waste", "_share", "_threshold"))

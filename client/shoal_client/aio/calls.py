@@ -46,6 +46,7 @@ class AsyncServer(NamedTuple):
 
 # Quoted, for grpc's classes take no parameters at run time.
 Method = Callable[[AsyncServer], "grpc.aio.UnaryUnaryMultiCallable[Request, Response]"]
+StreamMethod = Callable[[AsyncServer], "grpc.aio.UnaryStreamMultiCallable[Request, Response]"]
 
 
 class AsyncCalls:
@@ -141,6 +142,32 @@ class AsyncCalls:
             first = failed.exceptions[0]
             raise first from first.__cause__
         return [task.result() for task in tasks]
+
+    async def stream(
+        self,
+        method: StreamMethod[Request, Response],
+        request: Request,
+        *,
+        attempts: Attempts,
+        request_id: str,
+    ) -> AsyncGenerator[Response, None]:
+        """Make a call with many answers, once; closing the generator ends it.
+
+        Raises:
+            ShoalError: It failed.
+        """
+        if self._closed:
+            raise client_closed()
+        metadata = self._planner.metadata(request_id)
+        timeout_s = attempts.remaining_s(self._planner.clock.now())
+        call = method(self._servers[attempts.server])(request, timeout=timeout_s, metadata=metadata)
+        try:
+            async for answer in call:
+                yield answer
+        except grpc.RpcError as error:
+            attempts.delay_s(from_rpc_error(error, request_id), self._planner.clock.now())
+        finally:
+            call.cancel()
 
     def watch_events(self, position: EventPosition, request_id: str) -> AsyncGenerator[Event, None]:
         """Watch a server's events, see `sync.watch`."""

@@ -16,13 +16,20 @@ from shoal.v1.model_control_pb2 import (
     ModelInfo,
     PinModelRequest,
 )
-from shoal.v1.settings_pb2 import UpdateSettingsRequest
 from shoal.v1.statistics_pb2 import GetStatisticsRequest
 from shoal_client.aio.calls import AsyncCalls, Method, Request, Response
-from shoal_client.aio.versions import AsyncVersionsClient
+from shoal_client.aio.profile import AsyncProfileClient
+from shoal_client.aio.registration import AsyncRegistrationClient
+from shoal_client.aio.upkeep import AsyncUpkeepClient
+from shoal_client.aio.usage import AsyncUsageClient
 from shoal_client.errors import ModelNotFoundError, PermissionDeniedError, UnimplementedError
 from shoal_client.events import EventPosition
-from shoal_client.requests import new_list_request, new_request_id, new_unload_request
+from shoal_client.requests import (
+    new_list_request,
+    new_request_id,
+    new_settings_request,
+    new_unload_request,
+)
 from shoal_client.results import HealthStatus, health_status
 from shoal_client.settings import Setting, read_settings
 from shoal_client.splitting import DEFAULT_LIMITS
@@ -34,7 +41,9 @@ if TYPE_CHECKING:
     from shoal_client.retry import Deadline
 
 
-class AsyncControlClient(AsyncVersionsClient):
+class AsyncControlClient(
+    AsyncUpkeepClient, AsyncUsageClient, AsyncProfileClient, AsyncRegistrationClient
+):
     """The part of `AsyncClient` that is not about texts."""
 
     async def list_models(
@@ -46,6 +55,12 @@ class AsyncControlClient(AsyncVersionsClient):
         tags: Iterable[str] = (),
         kind: str = "",
         dimensions: int = 0,
+        languages: Iterable[str] = (),
+        precision: str = "",
+        input_type: str = "",
+        runs_on: str = "",
+        prompt: str = "",
+        tokens: int = 0,
         order_by: str = "name",
         descending: bool = False,
         timeout_s: float | None = None,
@@ -53,7 +68,20 @@ class AsyncControlClient(AsyncVersionsClient):
     ) -> list[ModelInfo]:
         """As `Client.list_models`."""
         request = new_list_request(
-            text, states, device, tags, kind, dimensions, order_by, descending
+            text,
+            states,
+            device,
+            tags,
+            kind,
+            dimensions,
+            languages,
+            precision,
+            input_type,
+            runs_on,
+            prompt,
+            tokens,
+            order_by,
+            descending,
         )
         models: list[ModelInfo] = []
         while True:
@@ -153,7 +181,7 @@ class AsyncControlClient(AsyncVersionsClient):
         request_id: str = "",
     ) -> dict[str, Setting]:
         """As `Client.update_settings`."""
-        request = UpdateSettingsRequest(settings=settings or {}, persist=persist)
+        request = new_settings_request(settings, persist)
         response = await self._call(
             lambda server: server.control.UpdateSettings, request, timeout_s, request_id
         )

@@ -44,6 +44,7 @@ class Server(NamedTuple):
 
 # Quoted, for grpc's classes take no parameters at run time.
 Method = Callable[[Server], "grpc.UnaryUnaryMultiCallable[Request, Response]"]
+StreamMethod = Callable[[Server], "grpc.UnaryStreamMultiCallable[Request, Response]"]
 
 
 class Cancellable(Protocol):
@@ -191,6 +192,31 @@ class Calls:
                 group.cancel()
                 threads.shutdown(wait=False, cancel_futures=True)
                 raise
+
+    def stream(
+        self,
+        method: StreamMethod[Request, Response],
+        request: Request,
+        *,
+        attempts: Attempts,
+        request_id: str,
+    ) -> Generator[Response, None, None]:
+        """Make a call with many answers, once; closing the generator ends it.
+
+        Raises:
+            ShoalError: It failed.
+        """
+        if self._closed.is_set():
+            raise client_closed()
+        metadata = self._planner.metadata(request_id)
+        timeout_s = attempts.remaining_s(self._planner.clock.now())
+        call = method(self._servers[attempts.server])(request, timeout=timeout_s, metadata=metadata)
+        try:
+            yield from call
+        except grpc.RpcError as error:
+            attempts.delay_s(from_rpc_error(error, request_id), self._planner.clock.now())
+        finally:
+            call.cancel()
 
     def watch_events(
         self, position: EventPosition, request_id: str

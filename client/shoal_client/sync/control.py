@@ -16,17 +16,24 @@ from shoal.v1.model_control_pb2 import (
     ModelInfo,
     PinModelRequest,
 )
-from shoal.v1.settings_pb2 import UpdateSettingsRequest
 from shoal.v1.statistics_pb2 import GetStatisticsRequest
 from shoal_client.errors import ModelNotFoundError, PermissionDeniedError, UnimplementedError
 from shoal_client.events import EventPosition
-from shoal_client.requests import new_list_request, new_request_id, new_unload_request
+from shoal_client.requests import (
+    new_list_request,
+    new_request_id,
+    new_settings_request,
+    new_unload_request,
+)
 from shoal_client.results import HealthStatus, health_status
 from shoal_client.settings import Setting, read_settings
 from shoal_client.splitting import DEFAULT_LIMITS
 from shoal_client.statistics import Statistics, read_statistics
 from shoal_client.sync.calls import Calls, Method, Request, Response
-from shoal_client.sync.versions import VersionsClient
+from shoal_client.sync.profile import ProfileClient
+from shoal_client.sync.registration import RegistrationClient
+from shoal_client.sync.upkeep import UpkeepClient
+from shoal_client.sync.usage import UsageClient
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Mapping
@@ -34,7 +41,7 @@ if TYPE_CHECKING:
     from shoal_client.retry import Deadline
 
 
-class ControlClient(VersionsClient):
+class ControlClient(UpkeepClient, UsageClient, ProfileClient, RegistrationClient):
     """The part of `Client` that is not about texts."""
 
     def list_models(
@@ -46,6 +53,12 @@ class ControlClient(VersionsClient):
         tags: Iterable[str] = (),
         kind: str = "",
         dimensions: int = 0,
+        languages: Iterable[str] = (),
+        precision: str = "",
+        input_type: str = "",
+        runs_on: str = "",
+        prompt: str = "",
+        tokens: int = 0,
         order_by: str = "name",
         descending: bool = False,
         timeout_s: float | None = None,
@@ -60,13 +73,32 @@ class ControlClient(VersionsClient):
             tags: All of them.
             kind: Such as "text_embedding" (`ModelKind`).
             dimensions: Give vectors of that size, whole or cut; 0: of any.
+            languages: Of all of these, as their cards have them; "zh" finds "zh-Hant" too.
+            precision: Have a graph in it: "fp32", "int8", …
+            input_type: Take "text" or "tokens".
+            runs_on: Can be run there as they are served: "cpu", "cuda:0", or "cuda".
+            prompt: Have a prompt of that name.
+            tokens: Take inputs of so many; 0: of any.
             order_by: "name", "state", "file_bytes" or "last_used".
             descending: The greatest first.
             timeout_s: See the class; for each page of 500.
             request_id: See the class.
         """
         request = new_list_request(
-            text, states, device, tags, kind, dimensions, order_by, descending
+            text,
+            states,
+            device,
+            tags,
+            kind,
+            dimensions,
+            languages,
+            precision,
+            input_type,
+            runs_on,
+            prompt,
+            tokens,
+            order_by,
+            descending,
         )
         models: list[ModelInfo] = []
         while True:
@@ -247,7 +279,7 @@ class ControlClient(VersionsClient):
             InvalidArgumentError: There is no such setting, or its value is not allowed.
             FailedPreconditionError: Only a restart changes one of them.
         """
-        request = UpdateSettingsRequest(settings=settings or {}, persist=persist)
+        request = new_settings_request(settings, persist)
         response = self._call(
             lambda server: server.control.UpdateSettings, request, timeout_s, request_id
         )

@@ -10,7 +10,13 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from shoal.v1 import capabilities_pb2 as _capabilities_pb2
+from shoal.v1 import profile_pb2 as _profile_pb2
+from shoal.v1 import registration_pb2 as _registration_pb2
 from shoal.v1 import settings_pb2 as _settings_pb2
+from shoal.v1 import updates_pb2 as _updates_pb2
+from shoal.v1 import usage_pb2 as _usage_pb2
+from shoal.v1 import verification_pb2 as _verification_pb2
 from shoal.v1 import versions_pb2 as _versions_pb2
 import builtins as _builtins
 import sys
@@ -30,33 +36,49 @@ class _ModelState:
 class _ModelStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelState.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     MODEL_STATE_UNSPECIFIED: _ModelState.ValueType  # 0
-    MODEL_STATE_NOT_PREPARED: _ModelState.ValueType  # 1
-    """In the repository, without a prepared version."""
-    MODEL_STATE_UNLOADED: _ModelState.ValueType  # 2
-    """Prepared, not in memory; the first request loads it."""
+    MODEL_STATE_REGISTERED: _ModelState.ValueType  # 1
+    """Known, not in memory; the first request loads it. Where no version is prepared,
+    ModelInfo.version is empty and state_reason says how to get one.
+    """
+    MODEL_STATE_DOWNLOADING: _ModelState.ValueType  # 2
+    """Files of it, or of its next version, are being fetched; what is in memory serves."""
     MODEL_STATE_LOADING: _ModelState.ValueType  # 3
     MODEL_STATE_READY: _ModelState.ValueType  # 4
     """In memory."""
-    MODEL_STATE_UNLOADING: _ModelState.ValueType  # 5
+    MODEL_STATE_UPDATING: _ModelState.ValueType  # 5
+    """It is read anew, or its next version is made ready; what is in memory serves."""
+    MODEL_STATE_UNLOADING: _ModelState.ValueType  # 6
     """No new work; waits for its leases, then frees its memory."""
-    MODEL_STATE_FAILED: _ModelState.ValueType  # 6
-    """The last load failed; state_reason says why."""
+    MODEL_STATE_ERROR: _ModelState.ValueType  # 7
+    """The last load failed, its files are broken, or it was found wrong; what is in memory
+    serves all the same.
+    """
+    MODEL_STATE_DEPRECATED: _ModelState.ValueType  # 8
+    """Not to be used any longer. It serves; ModelInfo.residency says whether it is in memory."""
 
 class ModelState(_ModelState, metaclass=_ModelStateEnumTypeWrapper):
     """Where a model is in its life."""
 
 MODEL_STATE_UNSPECIFIED: ModelState.ValueType  # 0
-MODEL_STATE_NOT_PREPARED: ModelState.ValueType  # 1
-"""In the repository, without a prepared version."""
-MODEL_STATE_UNLOADED: ModelState.ValueType  # 2
-"""Prepared, not in memory; the first request loads it."""
+MODEL_STATE_REGISTERED: ModelState.ValueType  # 1
+"""Known, not in memory; the first request loads it. Where no version is prepared,
+ModelInfo.version is empty and state_reason says how to get one.
+"""
+MODEL_STATE_DOWNLOADING: ModelState.ValueType  # 2
+"""Files of it, or of its next version, are being fetched; what is in memory serves."""
 MODEL_STATE_LOADING: ModelState.ValueType  # 3
 MODEL_STATE_READY: ModelState.ValueType  # 4
 """In memory."""
-MODEL_STATE_UNLOADING: ModelState.ValueType  # 5
+MODEL_STATE_UPDATING: ModelState.ValueType  # 5
+"""It is read anew, or its next version is made ready; what is in memory serves."""
+MODEL_STATE_UNLOADING: ModelState.ValueType  # 6
 """No new work; waits for its leases, then frees its memory."""
-MODEL_STATE_FAILED: ModelState.ValueType  # 6
-"""The last load failed; state_reason says why."""
+MODEL_STATE_ERROR: ModelState.ValueType  # 7
+"""The last load failed, its files are broken, or it was found wrong; what is in memory
+serves all the same.
+"""
+MODEL_STATE_DEPRECATED: ModelState.ValueType  # 8
+"""Not to be used any longer. It serves; ModelInfo.residency says whether it is in memory."""
 Global___ModelState: _TypeAlias = ModelState  # noqa: Y015
 
 class _ModelKind:
@@ -89,7 +111,9 @@ class _LoadReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LoadReason
     LOAD_REASON_ASKED: _LoadReason.ValueType  # 2
     """Somebody called for it: LoadModel, or another call that loads."""
     LOAD_REASON_START: _LoadReason.ValueType  # 3
-    """The server's settings name it."""
+    """The server's settings name it, or it was in memory when the server ended."""
+    LOAD_REASON_PRELOADED: _LoadReason.ValueType  # 10
+    """It is usually asked for at this time (preload_ahead)."""
 
 class LoadReason(_LoadReason, metaclass=_LoadReasonEnumTypeWrapper):
     """Why a model came into memory."""
@@ -100,7 +124,9 @@ LOAD_REASON_REQUEST: LoadReason.ValueType  # 1
 LOAD_REASON_ASKED: LoadReason.ValueType  # 2
 """Somebody called for it: LoadModel, or another call that loads."""
 LOAD_REASON_START: LoadReason.ValueType  # 3
-"""The server's settings name it."""
+"""The server's settings name it, or it was in memory when the server ended."""
+LOAD_REASON_PRELOADED: LoadReason.ValueType  # 10
+"""It is usually asked for at this time (preload_ahead)."""
 Global___LoadReason: _TypeAlias = LoadReason  # noqa: Y015
 
 class _UnloadReason:
@@ -155,6 +181,15 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     EVENT_KIND_PRESSURE_CHANGED: _EventKind.ValueType  # 5
     EVENT_KIND_SETTINGS_CHANGED: _EventKind.ValueType  # 6
     EVENT_KIND_NAME_SWITCHED: _EventKind.ValueType  # 20
+    EVENT_KIND_PRELOAD_DECIDED: _EventKind.ValueType  # 70
+    EVENT_KIND_MODEL_VERIFIED: _EventKind.ValueType  # 60
+    EVENT_KIND_MODEL_RELOADED: _EventKind.ValueType  # 61
+    EVENT_KIND_MODEL_UPDATED: _EventKind.ValueType  # 62
+    EVENT_KIND_MODEL_UPDATE_FAILED: _EventKind.ValueType  # 63
+    EVENT_KIND_MODEL_REGISTERED: _EventKind.ValueType  # 56
+    EVENT_KIND_MODEL_DEREGISTERED: _EventKind.ValueType  # 57
+    EVENT_KIND_WARM_MODEL_RELEASED: _EventKind.ValueType  # 80
+    EVENT_KIND_MODEL_PROFILED: _EventKind.ValueType  # 90
 
 class EventKind(_EventKind, metaclass=_EventKindEnumTypeWrapper):
     """Which events to send; each is named as its field in Event."""
@@ -167,6 +202,15 @@ EVENT_KIND_MODEL_LOAD_FAILED: EventKind.ValueType  # 4
 EVENT_KIND_PRESSURE_CHANGED: EventKind.ValueType  # 5
 EVENT_KIND_SETTINGS_CHANGED: EventKind.ValueType  # 6
 EVENT_KIND_NAME_SWITCHED: EventKind.ValueType  # 20
+EVENT_KIND_PRELOAD_DECIDED: EventKind.ValueType  # 70
+EVENT_KIND_MODEL_VERIFIED: EventKind.ValueType  # 60
+EVENT_KIND_MODEL_RELOADED: EventKind.ValueType  # 61
+EVENT_KIND_MODEL_UPDATED: EventKind.ValueType  # 62
+EVENT_KIND_MODEL_UPDATE_FAILED: EventKind.ValueType  # 63
+EVENT_KIND_MODEL_REGISTERED: EventKind.ValueType  # 56
+EVENT_KIND_MODEL_DEREGISTERED: EventKind.ValueType  # 57
+EVENT_KIND_WARM_MODEL_RELEASED: EventKind.ValueType  # 80
+EVENT_KIND_MODEL_PROFILED: EventKind.ValueType  # 90
 Global___EventKind: _TypeAlias = EventKind  # noqa: Y015
 
 class _PressureLevel:
@@ -298,6 +342,11 @@ class ModelInfo(_message.Message):
     PINNED_VERSION_FIELD_NUMBER: _builtins.int
     TAGS_FIELD_NUMBER: _builtins.int
     DEPRECATION_FIELD_NUMBER: _builtins.int
+    ACCURACY_FIELD_NUMBER: _builtins.int
+    LANGUAGES_FIELD_NUMBER: _builtins.int
+    INPUT_TYPES_FIELD_NUMBER: _builtins.int
+    VARIANTS_FIELD_NUMBER: _builtins.int
+    DEVICES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its folder's name in the repository."""
     version: _builtins.str
@@ -375,6 +424,30 @@ class ModelInfo(_message.Message):
     def deprecation(self) -> _versions_pb2.Deprecation:
         """Of this version, else of the model; unset when it is not deprecated."""
 
+    @_builtins.property
+    def accuracy(self) -> _verification_pb2.Accuracy:
+        """How close this version came to its kept vectors when it was verified last; unset when
+        it never was.
+        """
+
+    @_builtins.property
+    def languages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Of its texts, as the model's card has them: "en", "zh-Hant", "multilingual". Empty
+        where the card does not say.
+        """
+
+    @_builtins.property
+    def input_types(self) -> _containers.RepeatedScalarFieldContainer[_capabilities_pb2.InputType.ValueType]:
+        """What it takes."""
+
+    @_builtins.property
+    def variants(self) -> _containers.RepeatedCompositeFieldContainer[_capabilities_pb2.PrecisionVariant]:
+        """Every graph of this version, the one that it was prepared with first."""
+
+    @_builtins.property
+    def devices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Those of this server's that what is served can be run on: "cpu", "cuda:0", …"""
+
     def __init__(
         self,
         *,
@@ -405,10 +478,15 @@ class ModelInfo(_message.Message):
         pinned_version: _builtins.str = ...,
         tags: _abc.Iterable[_builtins.str] | None = ...,
         deprecation: _versions_pb2.Deprecation | None = ...,
+        accuracy: _verification_pb2.Accuracy | None = ...,
+        languages: _abc.Iterable[_builtins.str] | None = ...,
+        input_types: _abc.Iterable[_capabilities_pb2.InputType.ValueType] | None = ...,
+        variants: _abc.Iterable[_capabilities_pb2.PrecisionVariant] | None = ...,
+        devices: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_reference_cosine", b"_reference_cosine", "deprecation", b"deprecation", "last_unloaded_at", b"last_unloaded_at", "reference_cosine", b"reference_cosine", "residency", b"residency"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_reference_cosine", b"_reference_cosine", "accuracy", b"accuracy", "deprecation", b"deprecation", "last_unloaded_at", b"last_unloaded_at", "reference_cosine", b"reference_cosine", "residency", b"residency"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_reference_cosine", b"_reference_cosine", "default_prompt_name", b"default_prompt_name", "deprecation", b"deprecation", "description", b"description", "dimensions", b"dimensions", "file_bytes", b"file_bytes", "is_default", b"is_default", "kind", b"kind", "last_unload_reason", b"last_unload_reason", "last_unloaded_at", b"last_unloaded_at", "license", b"license", "matryoshka_dimensions", b"matryoshka_dimensions", "max_tokens", b"max_tokens", "name", b"name", "normalized", b"normalized", "pinned_version", b"pinned_version", "pooling", b"pooling", "precision", b"precision", "prompts", b"prompts", "reference_cosine", b"reference_cosine", "residency", b"residency", "served_as", b"served_as", "source", b"source", "state", b"state", "state_reason", b"state_reason", "tags", b"tags", "version", b"version", "versions", b"versions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_reference_cosine", b"_reference_cosine", "accuracy", b"accuracy", "default_prompt_name", b"default_prompt_name", "deprecation", b"deprecation", "description", b"description", "devices", b"devices", "dimensions", b"dimensions", "file_bytes", b"file_bytes", "input_types", b"input_types", "is_default", b"is_default", "kind", b"kind", "languages", b"languages", "last_unload_reason", b"last_unload_reason", "last_unloaded_at", b"last_unloaded_at", "license", b"license", "matryoshka_dimensions", b"matryoshka_dimensions", "max_tokens", b"max_tokens", "name", b"name", "normalized", b"normalized", "pinned_version", b"pinned_version", "pooling", b"pooling", "precision", b"precision", "prompts", b"prompts", "reference_cosine", b"reference_cosine", "residency", b"residency", "served_as", b"served_as", "source", b"source", "state", b"state", "state_reason", b"state_reason", "tags", b"tags", "variants", b"variants", "version", b"version", "versions", b"versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__reference_cosine: _TypeAlias = _typing.Literal["reference_cosine"]  # noqa: Y015
     _WhichOneofArgType__reference_cosine: _TypeAlias = _typing.Literal["_reference_cosine", b"_reference_cosine"]  # noqa: Y015
@@ -433,6 +511,7 @@ class Residency(_message.Message):
     IDLE_LEFT_FIELD_NUMBER: _builtins.int
     LOAD_REASON_FIELD_NUMBER: _builtins.int
     USES_FIELD_NUMBER: _builtins.int
+    FROM_WARM_FIELD_NUMBER: _builtins.int
     device: _builtins.str
     """"cpu", "cuda:0", …"""
     memory_bytes: _builtins.int
@@ -447,6 +526,8 @@ class Residency(_message.Message):
     """Why it was loaded."""
     uses: _builtins.int
     """Requests that used it since it was loaded."""
+    from_warm: _builtins.bool
+    """Whether it had stayed warm in RAM before: no file was read to load it."""
     @_builtins.property
     def loaded_at(self) -> _timestamp_pb2.Timestamp:
         """When it became ready."""
@@ -479,10 +560,11 @@ class Residency(_message.Message):
         idle_left: _duration_pb2.Duration | None = ...,
         load_reason: Global___LoadReason.ValueType = ...,
         uses: _builtins.int = ...,
+        from_warm: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["idle_left", b"idle_left", "last_used_at", b"last_used_at", "load_duration", b"load_duration", "loaded_at", b"loaded_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "idle_left", b"idle_left", "last_used_at", b"last_used_at", "leases", b"leases", "load_duration", b"load_duration", "load_reason", b"load_reason", "loaded_at", b"loaded_at", "memory_bytes", b"memory_bytes", "pinned", b"pinned", "uses", b"uses", "waiting_items", b"waiting_items"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "from_warm", b"from_warm", "idle_left", b"idle_left", "last_used_at", b"last_used_at", "leases", b"leases", "load_duration", b"load_duration", "load_reason", b"load_reason", "loaded_at", b"loaded_at", "memory_bytes", b"memory_bytes", "pinned", b"pinned", "uses", b"uses", "waiting_items", b"waiting_items"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -502,6 +584,12 @@ class ListModelsRequest(_message.Message):
     DESCENDING_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    LANGUAGES_FIELD_NUMBER: _builtins.int
+    PRECISION_FIELD_NUMBER: _builtins.int
+    INPUT_TYPE_FIELD_NUMBER: _builtins.int
+    RUNS_ON_FIELD_NUMBER: _builtins.int
+    PROMPT_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
     device: _builtins.str
     """Only models in memory on this device: "cpu", "cuda:0", … Empty: all."""
     text: _builtins.str
@@ -521,6 +609,18 @@ class ListModelsRequest(_message.Message):
     """Models in one answer, at most 1000. Default: all that there are."""
     page_token: _builtins.str
     """next_page_token of the answer before, to the same request. Empty: the first page."""
+    precision: _builtins.str
+    """Only models that have a graph in this precision: "fp32", "fp16", "int8". Empty: any."""
+    input_type: _capabilities_pb2.InputType.ValueType
+    """Only models that take this. Unspecified: anything."""
+    runs_on: _builtins.str
+    """Only models that can be run there as they are served now: "cpu", "cuda:0", or "cuda"
+    for any GPU. Empty: all.
+    """
+    prompt: _builtins.str
+    """Only models that have a prompt of this name. Empty: all."""
+    tokens: _builtins.int
+    """Only models that take inputs of so many tokens. 0: all."""
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[Global___ModelState.ValueType]:
         """Only models in one of these states. Empty: in any."""
@@ -528,6 +628,12 @@ class ListModelsRequest(_message.Message):
     @_builtins.property
     def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Only models that have all of these tags. At most 32."""
+
+    @_builtins.property
+    def languages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only models of all of these languages, in large or small letters; "zh" finds
+        "zh-Hant" too. At most 32.
+        """
 
     def __init__(
         self,
@@ -542,10 +648,16 @@ class ListModelsRequest(_message.Message):
         descending: _builtins.bool = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        languages: _abc.Iterable[_builtins.str] | None = ...,
+        precision: _builtins.str = ...,
+        input_type: _capabilities_pb2.InputType.ValueType = ...,
+        runs_on: _builtins.str = ...,
+        prompt: _builtins.str = ...,
+        tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["descending", b"descending", "device", b"device", "dimensions", b"dimensions", "kind", b"kind", "order_by", b"order_by", "page_size", b"page_size", "page_token", b"page_token", "states", b"states", "tags", b"tags", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["descending", b"descending", "device", b"device", "dimensions", b"dimensions", "input_type", b"input_type", "kind", b"kind", "languages", b"languages", "order_by", b"order_by", "page_size", b"page_size", "page_token", b"page_token", "precision", b"precision", "prompt", b"prompt", "runs_on", b"runs_on", "states", b"states", "tags", b"tags", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -633,7 +745,9 @@ class LoadModelRequest(_message.Message):
     model: _builtins.str
     """As in GetModelRequest."""
     pin: _builtins.bool
-    """Never evicted to make room. Unset: as it is, unpinned for a new one."""
+    """Never evicted to make room; as PinModel does. Unset: as it is; a new one is pinned
+    where that was said before and not taken back, or its model.toml says so.
+    """
     device: _builtins.str
     """"auto", "cpu", "cuda" or "cuda:N". Empty: the model's own setting, else the
     server's. FAILED_PRECONDITION when the model is in memory on another one.
@@ -726,6 +840,105 @@ class UnloadModelResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UnloadModelResponse: _TypeAlias = UnloadModelResponse  # noqa: Y015
+
+@_typing.final
+class RegisterModelRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The folder's name, without a version."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegisterModelRequest: _TypeAlias = RegisterModelRequest  # noqa: Y015
+
+@_typing.final
+class RegisterModelResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    ADDED_FIELD_NUMBER: _builtins.int
+    CHANGED_FIELD_NUMBER: _builtins.int
+    OUTDATED_FIELD_NUMBER: _builtins.int
+    added: _builtins.bool
+    """Whether the server did not know it before."""
+    changed: _builtins.bool
+    """Whether its files are others than those that the server knew."""
+    outdated: _builtins.bool
+    """Whether it is served from memory by another version than the name would mean now;
+    LoadModel goes over to that.
+    """
+    @_builtins.property
+    def model(self) -> Global___ModelInfo:
+        """As it is then."""
+
+    def __init__(
+        self,
+        *,
+        model: Global___ModelInfo | None = ...,
+        added: _builtins.bool = ...,
+        changed: _builtins.bool = ...,
+        outdated: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["added", b"added", "changed", b"changed", "model", b"model", "outdated", b"outdated"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegisterModelResponse: _TypeAlias = RegisterModelResponse  # noqa: Y015
+
+@_typing.final
+class DeregisterModelRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    FORCE_AFTER_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Its name, without a version."""
+    @_builtins.property
+    def force_after(self) -> _duration_pb2.Duration:
+        """As in UnloadModelRequest. Requests for it are refused from the beginning, also when
+        this call's deadline passes before the last one in flight is answered.
+        """
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        force_after: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["force_after", b"force_after"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["force_after", b"force_after", "model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeregisterModelRequest: _TypeAlias = DeregisterModelRequest  # noqa: Y015
+
+@_typing.final
+class DeregisterModelResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeregisterModelResponse: _TypeAlias = DeregisterModelResponse  # noqa: Y015
 
 @_typing.final
 class PinModelRequest(_message.Message):
@@ -896,6 +1109,15 @@ class Event(_message.Message):
     PRESSURE_CHANGED_FIELD_NUMBER: _builtins.int
     SETTINGS_CHANGED_FIELD_NUMBER: _builtins.int
     NAME_SWITCHED_FIELD_NUMBER: _builtins.int
+    PRELOAD_DECIDED_FIELD_NUMBER: _builtins.int
+    MODEL_VERIFIED_FIELD_NUMBER: _builtins.int
+    MODEL_RELOADED_FIELD_NUMBER: _builtins.int
+    MODEL_UPDATED_FIELD_NUMBER: _builtins.int
+    MODEL_UPDATE_FAILED_FIELD_NUMBER: _builtins.int
+    MODEL_REGISTERED_FIELD_NUMBER: _builtins.int
+    MODEL_DEREGISTERED_FIELD_NUMBER: _builtins.int
+    WARM_MODEL_RELEASED_FIELD_NUMBER: _builtins.int
+    MODEL_PROFILED_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """Of the numbering; another one after each start of the server."""
     sequence: _builtins.int
@@ -932,6 +1154,42 @@ class Event(_message.Message):
     def name_switched(self) -> _versions_pb2.NameSwitched:
         """A name means other versions."""
 
+    @_builtins.property
+    def preload_decided(self) -> _usage_pb2.PreloadDecided:
+        """A model is loaded before it is asked for."""
+
+    @_builtins.property
+    def model_verified(self) -> _verification_pb2.ModelVerified:
+        """A model's vectors were compared with those that are kept with it."""
+
+    @_builtins.property
+    def model_reloaded(self) -> _updates_pb2.ModelReloaded:
+        """A model's files were read again."""
+
+    @_builtins.property
+    def model_updated(self) -> _updates_pb2.ModelUpdated:
+        """A model's bare name means a newer version."""
+
+    @_builtins.property
+    def model_update_failed(self) -> _updates_pb2.ModelUpdateFailed:
+        """A newer version could not be had, or is not served."""
+
+    @_builtins.property
+    def model_registered(self) -> _registration_pb2.ModelRegistered:
+        """A model, or its changes, became known."""
+
+    @_builtins.property
+    def model_deregistered(self) -> _registration_pb2.ModelDeregistered:
+        """A model is neither served nor listed any longer."""
+
+    @_builtins.property
+    def warm_model_released(self) -> Global___WarmModelReleased:
+        """What had stayed warm in RAM of a model went."""
+
+    @_builtins.property
+    def model_profiled(self) -> _profile_pb2.ModelProfiled:
+        """A model was measured by batch size and length."""
+
     def __init__(
         self,
         *,
@@ -945,12 +1203,21 @@ class Event(_message.Message):
         pressure_changed: Global___PressureChanged | None = ...,
         settings_changed: _settings_pb2.SettingsChanged | None = ...,
         name_switched: _versions_pb2.NameSwitched | None = ...,
+        preload_decided: _usage_pb2.PreloadDecided | None = ...,
+        model_verified: _verification_pb2.ModelVerified | None = ...,
+        model_reloaded: _updates_pb2.ModelReloaded | None = ...,
+        model_updated: _updates_pb2.ModelUpdated | None = ...,
+        model_update_failed: _updates_pb2.ModelUpdateFailed | None = ...,
+        model_registered: _registration_pb2.ModelRegistered | None = ...,
+        model_deregistered: _registration_pb2.ModelDeregistered | None = ...,
+        warm_model_released: Global___WarmModelReleased | None = ...,
+        model_profiled: _profile_pb2.ModelProfiled | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "model_load_failed", b"model_load_failed", "model_loaded", b"model_loaded", "model_state_changed", b"model_state_changed", "model_unloaded", b"model_unloaded", "name_switched", b"name_switched", "pressure_changed", b"pressure_changed", "settings_changed", b"settings_changed", "time", b"time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "model_deregistered", b"model_deregistered", "model_load_failed", b"model_load_failed", "model_loaded", b"model_loaded", "model_profiled", b"model_profiled", "model_registered", b"model_registered", "model_reloaded", b"model_reloaded", "model_state_changed", b"model_state_changed", "model_unloaded", b"model_unloaded", "model_update_failed", b"model_update_failed", "model_updated", b"model_updated", "model_verified", b"model_verified", "name_switched", b"name_switched", "preload_decided", b"preload_decided", "pressure_changed", b"pressure_changed", "settings_changed", b"settings_changed", "time", b"time", "warm_model_released", b"warm_model_released"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "kind", b"kind", "model_load_failed", b"model_load_failed", "model_loaded", b"model_loaded", "model_state_changed", b"model_state_changed", "model_unloaded", b"model_unloaded", "name_switched", b"name_switched", "pressure_changed", b"pressure_changed", "sequence", b"sequence", "settings_changed", b"settings_changed", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "kind", b"kind", "model_deregistered", b"model_deregistered", "model_load_failed", b"model_load_failed", "model_loaded", b"model_loaded", "model_profiled", b"model_profiled", "model_registered", b"model_registered", "model_reloaded", b"model_reloaded", "model_state_changed", b"model_state_changed", "model_unloaded", b"model_unloaded", "model_update_failed", b"model_update_failed", "model_updated", b"model_updated", "model_verified", b"model_verified", "name_switched", b"name_switched", "preload_decided", b"preload_decided", "pressure_changed", b"pressure_changed", "sequence", b"sequence", "settings_changed", b"settings_changed", "time", b"time", "warm_model_released", b"warm_model_released"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["model_state_changed", "model_loaded", "model_unloaded", "model_load_failed", "pressure_changed", "settings_changed", "name_switched"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["model_state_changed", "model_loaded", "model_unloaded", "model_load_failed", "pressure_changed", "settings_changed", "name_switched", "preload_decided", "model_verified", "model_reloaded", "model_updated", "model_update_failed", "model_registered", "model_deregistered", "warm_model_released", "model_profiled"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -1006,6 +1273,7 @@ class ModelLoaded(_message.Message):
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     DURATION_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    FROM_WARM_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Its name."""
     version: _builtins.str
@@ -1016,6 +1284,8 @@ class ModelLoaded(_message.Message):
     """Counted against the device's budget."""
     reason: Global___LoadReason.ValueType
     """Why it was loaded."""
+    from_warm: _builtins.bool
+    """Whether it had stayed warm in RAM: no file was read."""
     @_builtins.property
     def duration(self) -> _duration_pb2.Duration:
         """From the decision to load it, waiting for room included."""
@@ -1029,10 +1299,11 @@ class ModelLoaded(_message.Message):
         memory_bytes: _builtins.int = ...,
         duration: _duration_pb2.Duration | None = ...,
         reason: Global___LoadReason.ValueType = ...,
+        from_warm: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "duration", b"duration", "memory_bytes", b"memory_bytes", "model", b"model", "reason", b"reason", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "duration", b"duration", "from_warm", b"from_warm", "memory_bytes", b"memory_bytes", "model", b"model", "reason", b"reason", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1048,6 +1319,7 @@ class ModelUnloaded(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     MADE_ROOM_FOR_FIELD_NUMBER: _builtins.int
+    STAYS_WARM_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Its name."""
     version: _builtins.str
@@ -1058,6 +1330,8 @@ class ModelUnloaded(_message.Message):
     """Of an eviction: "name@version" of the model that needed the room; empty where no
     single one did.
     """
+    stays_warm: _builtins.bool
+    """Whether it left a GPU and stays warm in RAM; WarmModelReleased says when it goes there."""
     def __init__(
         self,
         *,
@@ -1065,14 +1339,57 @@ class ModelUnloaded(_message.Message):
         version: _builtins.str = ...,
         reason: Global___UnloadReason.ValueType = ...,
         made_room_for: _builtins.str = ...,
+        stays_warm: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["made_room_for", b"made_room_for", "model", b"model", "reason", b"reason", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["made_room_for", b"made_room_for", "model", b"model", "reason", b"reason", "stays_warm", b"stays_warm", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ModelUnloaded: _TypeAlias = ModelUnloaded  # noqa: Y015
+
+@_typing.final
+class WarmModelReleased(_message.Message):
+    """What had stayed warm in RAM of a model went, without having been loaded."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    MADE_ROOM_FOR_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Its name."""
+    version: _builtins.str
+    """Its version."""
+    memory_bytes: _builtins.int
+    """Bytes that are free again."""
+    reason: Global___UnloadReason.ValueType
+    """Why it went; unspecified where `problem` says it."""
+    made_room_for: _builtins.str
+    """As in ModelUnloaded."""
+    problem: _builtins.str
+    """Why it could not be kept, in words; empty where there is a reason."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        version: _builtins.str = ...,
+        memory_bytes: _builtins.int = ...,
+        reason: Global___UnloadReason.ValueType = ...,
+        made_room_for: _builtins.str = ...,
+        problem: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["made_room_for", b"made_room_for", "memory_bytes", b"memory_bytes", "model", b"model", "problem", b"problem", "reason", b"reason", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WarmModelReleased: _TypeAlias = WarmModelReleased  # noqa: Y015
 
 @_typing.final
 class PressureChanged(_message.Message):
@@ -1189,6 +1506,7 @@ class GetServerInfoResponse(_message.Message):
     STATE_PROBLEM_FIELD_NUMBER: _builtins.int
     RESIDENTS_FIELD_NUMBER: _builtins.int
     DEPARTURES_FIELD_NUMBER: _builtins.int
+    WARM_MODELS_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Of shoal-server."""
     runtime_version: _builtins.str
@@ -1235,6 +1553,12 @@ class GetServerInfoResponse(_message.Message):
         At most 100.
         """
 
+    @_builtins.property
+    def warm_models(self) -> _containers.RepeatedCompositeFieldContainer[Global___WarmModel]:
+        """What stays in RAM of models that left a GPU; the least recently used first, which is
+        the order in which they go.
+        """
+
     def __init__(
         self,
         *,
@@ -1252,14 +1576,63 @@ class GetServerInfoResponse(_message.Message):
         state_problem: _builtins.str = ...,
         residents: _abc.Iterable[Global___ResidentModel] | None = ...,
         departures: _abc.Iterable[Global___ModelDeparture] | None = ...,
+        warm_models: _abc.Iterable[Global___WarmModel] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_in_flight", b"bytes_in_flight", "default_model", b"default_model", "departures", b"departures", "devices", b"devices", "draining", b"draining", "items_in_flight", b"items_in_flight", "limits", b"limits", "requests_in_flight", b"requests_in_flight", "residents", b"residents", "runtime_providers", b"runtime_providers", "runtime_version", b"runtime_version", "started_at", b"started_at", "state_problem", b"state_problem", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_in_flight", b"bytes_in_flight", "default_model", b"default_model", "departures", b"departures", "devices", b"devices", "draining", b"draining", "items_in_flight", b"items_in_flight", "limits", b"limits", "requests_in_flight", b"requests_in_flight", "residents", b"residents", "runtime_providers", b"runtime_providers", "runtime_version", b"runtime_version", "started_at", b"started_at", "state_problem", b"state_problem", "version", b"version", "warm_models", b"warm_models"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetServerInfoResponse: _TypeAlias = GetServerInfoResponse  # noqa: Y015
+
+@_typing.final
+class WarmModel(_message.Message):
+    """A version of a model that left a GPU and is back there sooner: its files stay in RAM, as
+    they were verified, and its tokenizer is open. It serves no requests; the next one loads it.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    LAST_USED_AT_FIELD_NUMBER: _builtins.int
+    IDLE_LEFT_FIELD_NUMBER: _builtins.int
+    READING_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Its name."""
+    version: _builtins.str
+    """Its version."""
+    memory_bytes: _builtins.int
+    """Bytes of RAM, counted against the CPU's budget."""
+    reading: _builtins.bool
+    """Whether its files are being read yet; a request that comes now reads them itself."""
+    @_builtins.property
+    def last_used_at(self) -> _timestamp_pb2.Timestamp:
+        """When a request last used it."""
+
+    @_builtins.property
+    def idle_left(self) -> _duration_pb2.Duration:
+        """Until it goes for being idle, if no request comes. Unset: never."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        version: _builtins.str = ...,
+        memory_bytes: _builtins.int = ...,
+        last_used_at: _timestamp_pb2.Timestamp | None = ...,
+        idle_left: _duration_pb2.Duration | None = ...,
+        reading: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["idle_left", b"idle_left", "last_used_at", b"last_used_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["idle_left", b"idle_left", "last_used_at", b"last_used_at", "memory_bytes", b"memory_bytes", "model", b"model", "reading", b"reading", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WarmModel: _TypeAlias = WarmModel  # noqa: Y015
 
 @_typing.final
 class ResidentModel(_message.Message):

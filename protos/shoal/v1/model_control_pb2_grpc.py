@@ -4,8 +4,12 @@ import grpc
 import warnings
 
 from shoal.v1 import model_control_pb2 as shoal_dot_v1_dot_model__control__pb2
+from shoal.v1 import profile_pb2 as shoal_dot_v1_dot_profile__pb2
 from shoal.v1 import settings_pb2 as shoal_dot_v1_dot_settings__pb2
 from shoal.v1 import statistics_pb2 as shoal_dot_v1_dot_statistics__pb2
+from shoal.v1 import updates_pb2 as shoal_dot_v1_dot_updates__pb2
+from shoal.v1 import usage_pb2 as shoal_dot_v1_dot_usage__pb2
+from shoal.v1 import verification_pb2 as shoal_dot_v1_dot_verification__pb2
 from shoal.v1 import versions_pb2 as shoal_dot_v1_dot_versions__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -98,10 +102,50 @@ class ModelControlServiceStub:
                 request_serializer=shoal_dot_v1_dot_statistics__pb2.GetStatisticsRequest.SerializeToString,
                 response_deserializer=shoal_dot_v1_dot_statistics__pb2.GetStatisticsResponse.FromString,
                 _registered_method=True)
+        self.GetUsage = channel.unary_unary(
+                '/shoal.v1.ModelControlService/GetUsage',
+                request_serializer=shoal_dot_v1_dot_usage__pb2.GetUsageRequest.SerializeToString,
+                response_deserializer=shoal_dot_v1_dot_usage__pb2.GetUsageResponse.FromString,
+                _registered_method=True)
         self.DiscoverModels = channel.unary_unary(
                 '/shoal.v1.ModelControlService/DiscoverModels',
                 request_serializer=shoal_dot_v1_dot_versions__pb2.DiscoverModelsRequest.SerializeToString,
                 response_deserializer=shoal_dot_v1_dot_versions__pb2.DiscoverModelsResponse.FromString,
+                _registered_method=True)
+        self.RegisterModel = channel.unary_unary(
+                '/shoal.v1.ModelControlService/RegisterModel',
+                request_serializer=shoal_dot_v1_dot_model__control__pb2.RegisterModelRequest.SerializeToString,
+                response_deserializer=shoal_dot_v1_dot_model__control__pb2.RegisterModelResponse.FromString,
+                _registered_method=True)
+        self.DeregisterModel = channel.unary_unary(
+                '/shoal.v1.ModelControlService/DeregisterModel',
+                request_serializer=shoal_dot_v1_dot_model__control__pb2.DeregisterModelRequest.SerializeToString,
+                response_deserializer=shoal_dot_v1_dot_model__control__pb2.DeregisterModelResponse.FromString,
+                _registered_method=True)
+        self.VerifyModel = channel.unary_unary(
+                '/shoal.v1.ModelControlService/VerifyModel',
+                request_serializer=shoal_dot_v1_dot_verification__pb2.VerifyModelRequest.SerializeToString,
+                response_deserializer=shoal_dot_v1_dot_verification__pb2.VerifyModelResponse.FromString,
+                _registered_method=True)
+        self.ReloadModel = channel.unary_unary(
+                '/shoal.v1.ModelControlService/ReloadModel',
+                request_serializer=shoal_dot_v1_dot_updates__pb2.ReloadModelRequest.SerializeToString,
+                response_deserializer=shoal_dot_v1_dot_updates__pb2.ReloadModelResponse.FromString,
+                _registered_method=True)
+        self.UpdateModel = channel.unary_unary(
+                '/shoal.v1.ModelControlService/UpdateModel',
+                request_serializer=shoal_dot_v1_dot_updates__pb2.UpdateModelRequest.SerializeToString,
+                response_deserializer=shoal_dot_v1_dot_updates__pb2.UpdateModelResponse.FromString,
+                _registered_method=True)
+        self.ProfileModel = channel.unary_stream(
+                '/shoal.v1.ModelControlService/ProfileModel',
+                request_serializer=shoal_dot_v1_dot_profile__pb2.ProfileModelRequest.SerializeToString,
+                response_deserializer=shoal_dot_v1_dot_profile__pb2.ProfileModelResponse.FromString,
+                _registered_method=True)
+        self.GetProfile = channel.unary_unary(
+                '/shoal.v1.ModelControlService/GetProfile',
+                request_serializer=shoal_dot_v1_dot_profile__pb2.GetProfileRequest.SerializeToString,
+                response_deserializer=shoal_dot_v1_dot_profile__pb2.GetProfileResponse.FromString,
                 _registered_method=True)
         self.UpdateTags = channel.unary_unary(
                 '/shoal.v1.ModelControlService/UpdateTags',
@@ -162,7 +206,8 @@ class ModelControlServiceServicer:
     def PinModel(self, request, context):
         """Keeps a model that is in memory there, or lets it go again when room is needed
         or nobody uses it. Loads nothing: FAILED_PRECONDITION for a model that is not in
-        memory and is to be pinned. Idempotent.
+        memory and is to be pinned. On disk when it is answered: after a restart the version
+        is pinned again as soon as it is in memory. UnloadModel ends a pin. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -228,10 +273,90 @@ class ModelControlServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetUsage(self, request, context):
+        """By which names models are asked for in which hours of the week, and what is expected
+        soon; with preload_ahead that is loaded before it is asked for. NOT_FOUND for a name
+        that was never asked for and that no model has.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DiscoverModels(self, request, context):
         """Reads the whole repository anew and tells what is new, gone and changed. Names that
         are not served from memory mean what is there now; those that are stay until
         LoadModel, so that no request waits for a load.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RegisterModel(self, request, context):
+        """Lets the server know one folder of the repository as it is now, at once and without
+        a look at the others, and takes a DeregisterModel back. A name that is served from
+        memory goes on as it is, until LoadModel. FAILED_PRECONDITION when an alias has the
+        name. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeregisterModel(self, request, context):
+        """From now on a model is neither served nor listed, also after a restart, until
+        RegisterModel; its files, tags and pins stay. Then takes it out of memory and answers
+        when that is free; requests in flight finish. FAILED_PRECONDITION when an alias
+        stands for one of its versions. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def VerifyModel(self, request, context):
+        """Embeds the texts that are kept with a model since it was prepared, beside other
+        requests and behind them, and tells how close the vectors come to those that are kept,
+        and to what the manifest says. Loads the model where it is not in memory. One that
+        comes off worse is marked MODEL_STATE_ERROR until it passes. FAILED_PRECONDITION when
+        no vectors are kept with it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReloadModel(self, request, context):
+        """Reads a model's files again, all of them, and answers when what is served is what
+        they say. A new session is opened beside the one that serves and takes its place
+        between two requests; requests in flight finish on the old one. Where it can not be
+        opened, everything stays as it was. A model that is not in memory is not loaded: its
+        files are checked, and an earlier failure is forgotten.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateModel(self, request, context):
+        """Looks for a newer version of a model, and lets its bare name mean it once it was
+        verified and loaded, as SwitchModel would. FAILED_PRECONDITION when the name is
+        pinned to a version, or the newer one is no good; then everything stays as it was.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ProfileModel(self, request, context):
+        """Measures how fast a model is on this server, by batch size and length, on the session
+        that serves it and in turn with the batches of requests, and suggests limits for its
+        batches. Loads the model where it is not in memory. Answers with a plan, with each batch
+        as it is done with, and at last with the whole profile, which is kept. A caller that
+        leaves ends it. One model at a time: RESOURCE_EXHAUSTED while another is profiled.
+        FAILED_PRECONDITION when the model leaves memory meanwhile.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetProfile(self, request, context):
+        """The last profile of a model as it is served here now: the same version, precision,
+        device, hardware and runtime. FAILED_PRECONDITION when there is none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -331,10 +456,50 @@ def add_ModelControlServiceServicer_to_server(servicer, server):
                     request_deserializer=shoal_dot_v1_dot_statistics__pb2.GetStatisticsRequest.FromString,
                     response_serializer=shoal_dot_v1_dot_statistics__pb2.GetStatisticsResponse.SerializeToString,
             ),
+            'GetUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetUsage,
+                    request_deserializer=shoal_dot_v1_dot_usage__pb2.GetUsageRequest.FromString,
+                    response_serializer=shoal_dot_v1_dot_usage__pb2.GetUsageResponse.SerializeToString,
+            ),
             'DiscoverModels': grpc.unary_unary_rpc_method_handler(
                     servicer.DiscoverModels,
                     request_deserializer=shoal_dot_v1_dot_versions__pb2.DiscoverModelsRequest.FromString,
                     response_serializer=shoal_dot_v1_dot_versions__pb2.DiscoverModelsResponse.SerializeToString,
+            ),
+            'RegisterModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.RegisterModel,
+                    request_deserializer=shoal_dot_v1_dot_model__control__pb2.RegisterModelRequest.FromString,
+                    response_serializer=shoal_dot_v1_dot_model__control__pb2.RegisterModelResponse.SerializeToString,
+            ),
+            'DeregisterModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeregisterModel,
+                    request_deserializer=shoal_dot_v1_dot_model__control__pb2.DeregisterModelRequest.FromString,
+                    response_serializer=shoal_dot_v1_dot_model__control__pb2.DeregisterModelResponse.SerializeToString,
+            ),
+            'VerifyModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.VerifyModel,
+                    request_deserializer=shoal_dot_v1_dot_verification__pb2.VerifyModelRequest.FromString,
+                    response_serializer=shoal_dot_v1_dot_verification__pb2.VerifyModelResponse.SerializeToString,
+            ),
+            'ReloadModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReloadModel,
+                    request_deserializer=shoal_dot_v1_dot_updates__pb2.ReloadModelRequest.FromString,
+                    response_serializer=shoal_dot_v1_dot_updates__pb2.ReloadModelResponse.SerializeToString,
+            ),
+            'UpdateModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateModel,
+                    request_deserializer=shoal_dot_v1_dot_updates__pb2.UpdateModelRequest.FromString,
+                    response_serializer=shoal_dot_v1_dot_updates__pb2.UpdateModelResponse.SerializeToString,
+            ),
+            'ProfileModel': grpc.unary_stream_rpc_method_handler(
+                    servicer.ProfileModel,
+                    request_deserializer=shoal_dot_v1_dot_profile__pb2.ProfileModelRequest.FromString,
+                    response_serializer=shoal_dot_v1_dot_profile__pb2.ProfileModelResponse.SerializeToString,
+            ),
+            'GetProfile': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetProfile,
+                    request_deserializer=shoal_dot_v1_dot_profile__pb2.GetProfileRequest.FromString,
+                    response_serializer=shoal_dot_v1_dot_profile__pb2.GetProfileResponse.SerializeToString,
             ),
             'UpdateTags': grpc.unary_unary_rpc_method_handler(
                     servicer.UpdateTags,
@@ -693,6 +858,33 @@ class ModelControlService:
             _registered_method=True)
 
     @staticmethod
+    def GetUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.v1.ModelControlService/GetUsage',
+            shoal_dot_v1_dot_usage__pb2.GetUsageRequest.SerializeToString,
+            shoal_dot_v1_dot_usage__pb2.GetUsageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def DiscoverModels(request,
             target,
             options=(),
@@ -709,6 +901,195 @@ class ModelControlService:
             '/shoal.v1.ModelControlService/DiscoverModels',
             shoal_dot_v1_dot_versions__pb2.DiscoverModelsRequest.SerializeToString,
             shoal_dot_v1_dot_versions__pb2.DiscoverModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RegisterModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.v1.ModelControlService/RegisterModel',
+            shoal_dot_v1_dot_model__control__pb2.RegisterModelRequest.SerializeToString,
+            shoal_dot_v1_dot_model__control__pb2.RegisterModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeregisterModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.v1.ModelControlService/DeregisterModel',
+            shoal_dot_v1_dot_model__control__pb2.DeregisterModelRequest.SerializeToString,
+            shoal_dot_v1_dot_model__control__pb2.DeregisterModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.v1.ModelControlService/VerifyModel',
+            shoal_dot_v1_dot_verification__pb2.VerifyModelRequest.SerializeToString,
+            shoal_dot_v1_dot_verification__pb2.VerifyModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReloadModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.v1.ModelControlService/ReloadModel',
+            shoal_dot_v1_dot_updates__pb2.ReloadModelRequest.SerializeToString,
+            shoal_dot_v1_dot_updates__pb2.ReloadModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.v1.ModelControlService/UpdateModel',
+            shoal_dot_v1_dot_updates__pb2.UpdateModelRequest.SerializeToString,
+            shoal_dot_v1_dot_updates__pb2.UpdateModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ProfileModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/shoal.v1.ModelControlService/ProfileModel',
+            shoal_dot_v1_dot_profile__pb2.ProfileModelRequest.SerializeToString,
+            shoal_dot_v1_dot_profile__pb2.ProfileModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetProfile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.v1.ModelControlService/GetProfile',
+            shoal_dot_v1_dot_profile__pb2.GetProfileRequest.SerializeToString,
+            shoal_dot_v1_dot_profile__pb2.GetProfileResponse.FromString,
             options,
             channel_credentials,
             insecure,

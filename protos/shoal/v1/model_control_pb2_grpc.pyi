@@ -6,8 +6,12 @@ ModelControlService shows and steers what the server holds in memory."""
 from collections import abc as _abc
 from grpc import aio as _aio
 from shoal.v1 import model_control_pb2 as _model_control_pb2
+from shoal.v1 import profile_pb2 as _profile_pb2
 from shoal.v1 import settings_pb2 as _settings_pb2
 from shoal.v1 import statistics_pb2 as _statistics_pb2
+from shoal.v1 import updates_pb2 as _updates_pb2
+from shoal.v1 import usage_pb2 as _usage_pb2
+from shoal.v1 import verification_pb2 as _verification_pb2
 from shoal.v1 import versions_pb2 as _versions_pb2
 import abc as _abc_1
 import grpc as _grpc
@@ -51,7 +55,8 @@ class ModelControlServiceStub:
     PinModel: _grpc.UnaryUnaryMultiCallable[_model_control_pb2.PinModelRequest, _model_control_pb2.PinModelResponse]
     """Keeps a model that is in memory there, or lets it go again when room is needed
     or nobody uses it. Loads nothing: FAILED_PRECONDITION for a model that is not in
-    memory and is to be pinned. Idempotent.
+    memory and is to be pinned. On disk when it is answered: after a restart the version
+    is pinned again as soon as it is in memory. UnloadModel ends a pin. Idempotent.
     """
     WatchEvents: _grpc.UnaryStreamMultiCallable[_model_control_pb2.WatchEventsRequest, _model_control_pb2.WatchEventsResponse]
     """What happens to the models and to the server, as it happens: an answer for each
@@ -82,10 +87,58 @@ class ModelControlServiceStub:
     """What models and callers asked for and what it took, in the last minute or so and
     since the start. NOT_FOUND when the repository has no model of that name.
     """
+    GetUsage: _grpc.UnaryUnaryMultiCallable[_usage_pb2.GetUsageRequest, _usage_pb2.GetUsageResponse]
+    """By which names models are asked for in which hours of the week, and what is expected
+    soon; with preload_ahead that is loaded before it is asked for. NOT_FOUND for a name
+    that was never asked for and that no model has.
+    """
     DiscoverModels: _grpc.UnaryUnaryMultiCallable[_versions_pb2.DiscoverModelsRequest, _versions_pb2.DiscoverModelsResponse]
     """Reads the whole repository anew and tells what is new, gone and changed. Names that
     are not served from memory mean what is there now; those that are stay until
     LoadModel, so that no request waits for a load.
+    """
+    RegisterModel: _grpc.UnaryUnaryMultiCallable[_model_control_pb2.RegisterModelRequest, _model_control_pb2.RegisterModelResponse]
+    """Lets the server know one folder of the repository as it is now, at once and without
+    a look at the others, and takes a DeregisterModel back. A name that is served from
+    memory goes on as it is, until LoadModel. FAILED_PRECONDITION when an alias has the
+    name. Idempotent.
+    """
+    DeregisterModel: _grpc.UnaryUnaryMultiCallable[_model_control_pb2.DeregisterModelRequest, _model_control_pb2.DeregisterModelResponse]
+    """From now on a model is neither served nor listed, also after a restart, until
+    RegisterModel; its files, tags and pins stay. Then takes it out of memory and answers
+    when that is free; requests in flight finish. FAILED_PRECONDITION when an alias
+    stands for one of its versions. Idempotent.
+    """
+    VerifyModel: _grpc.UnaryUnaryMultiCallable[_verification_pb2.VerifyModelRequest, _verification_pb2.VerifyModelResponse]
+    """Embeds the texts that are kept with a model since it was prepared, beside other
+    requests and behind them, and tells how close the vectors come to those that are kept,
+    and to what the manifest says. Loads the model where it is not in memory. One that
+    comes off worse is marked MODEL_STATE_ERROR until it passes. FAILED_PRECONDITION when
+    no vectors are kept with it.
+    """
+    ReloadModel: _grpc.UnaryUnaryMultiCallable[_updates_pb2.ReloadModelRequest, _updates_pb2.ReloadModelResponse]
+    """Reads a model's files again, all of them, and answers when what is served is what
+    they say. A new session is opened beside the one that serves and takes its place
+    between two requests; requests in flight finish on the old one. Where it can not be
+    opened, everything stays as it was. A model that is not in memory is not loaded: its
+    files are checked, and an earlier failure is forgotten.
+    """
+    UpdateModel: _grpc.UnaryUnaryMultiCallable[_updates_pb2.UpdateModelRequest, _updates_pb2.UpdateModelResponse]
+    """Looks for a newer version of a model, and lets its bare name mean it once it was
+    verified and loaded, as SwitchModel would. FAILED_PRECONDITION when the name is
+    pinned to a version, or the newer one is no good; then everything stays as it was.
+    """
+    ProfileModel: _grpc.UnaryStreamMultiCallable[_profile_pb2.ProfileModelRequest, _profile_pb2.ProfileModelResponse]
+    """Measures how fast a model is on this server, by batch size and length, on the session
+    that serves it and in turn with the batches of requests, and suggests limits for its
+    batches. Loads the model where it is not in memory. Answers with a plan, with each batch
+    as it is done with, and at last with the whole profile, which is kept. A caller that
+    leaves ends it. One model at a time: RESOURCE_EXHAUSTED while another is profiled.
+    FAILED_PRECONDITION when the model leaves memory meanwhile.
+    """
+    GetProfile: _grpc.UnaryUnaryMultiCallable[_profile_pb2.GetProfileRequest, _profile_pb2.GetProfileResponse]
+    """The last profile of a model as it is served here now: the same version, precision,
+    device, hardware and runtime. FAILED_PRECONDITION when there is none.
     """
     UpdateTags: _grpc.UnaryUnaryMultiCallable[_versions_pb2.UpdateTagsRequest, _versions_pb2.UpdateTagsResponse]
     """Gives a model, or one version, tags and takes others away; ListModels filters by them."""
@@ -120,7 +173,8 @@ class ModelControlServiceAsyncStub(ModelControlServiceStub):
     PinModel: _aio.UnaryUnaryMultiCallable[_model_control_pb2.PinModelRequest, _model_control_pb2.PinModelResponse]  # type: ignore[assignment]
     """Keeps a model that is in memory there, or lets it go again when room is needed
     or nobody uses it. Loads nothing: FAILED_PRECONDITION for a model that is not in
-    memory and is to be pinned. Idempotent.
+    memory and is to be pinned. On disk when it is answered: after a restart the version
+    is pinned again as soon as it is in memory. UnloadModel ends a pin. Idempotent.
     """
     WatchEvents: _aio.UnaryStreamMultiCallable[_model_control_pb2.WatchEventsRequest, _model_control_pb2.WatchEventsResponse]  # type: ignore[assignment]
     """What happens to the models and to the server, as it happens: an answer for each
@@ -151,10 +205,58 @@ class ModelControlServiceAsyncStub(ModelControlServiceStub):
     """What models and callers asked for and what it took, in the last minute or so and
     since the start. NOT_FOUND when the repository has no model of that name.
     """
+    GetUsage: _aio.UnaryUnaryMultiCallable[_usage_pb2.GetUsageRequest, _usage_pb2.GetUsageResponse]  # type: ignore[assignment]
+    """By which names models are asked for in which hours of the week, and what is expected
+    soon; with preload_ahead that is loaded before it is asked for. NOT_FOUND for a name
+    that was never asked for and that no model has.
+    """
     DiscoverModels: _aio.UnaryUnaryMultiCallable[_versions_pb2.DiscoverModelsRequest, _versions_pb2.DiscoverModelsResponse]  # type: ignore[assignment]
     """Reads the whole repository anew and tells what is new, gone and changed. Names that
     are not served from memory mean what is there now; those that are stay until
     LoadModel, so that no request waits for a load.
+    """
+    RegisterModel: _aio.UnaryUnaryMultiCallable[_model_control_pb2.RegisterModelRequest, _model_control_pb2.RegisterModelResponse]  # type: ignore[assignment]
+    """Lets the server know one folder of the repository as it is now, at once and without
+    a look at the others, and takes a DeregisterModel back. A name that is served from
+    memory goes on as it is, until LoadModel. FAILED_PRECONDITION when an alias has the
+    name. Idempotent.
+    """
+    DeregisterModel: _aio.UnaryUnaryMultiCallable[_model_control_pb2.DeregisterModelRequest, _model_control_pb2.DeregisterModelResponse]  # type: ignore[assignment]
+    """From now on a model is neither served nor listed, also after a restart, until
+    RegisterModel; its files, tags and pins stay. Then takes it out of memory and answers
+    when that is free; requests in flight finish. FAILED_PRECONDITION when an alias
+    stands for one of its versions. Idempotent.
+    """
+    VerifyModel: _aio.UnaryUnaryMultiCallable[_verification_pb2.VerifyModelRequest, _verification_pb2.VerifyModelResponse]  # type: ignore[assignment]
+    """Embeds the texts that are kept with a model since it was prepared, beside other
+    requests and behind them, and tells how close the vectors come to those that are kept,
+    and to what the manifest says. Loads the model where it is not in memory. One that
+    comes off worse is marked MODEL_STATE_ERROR until it passes. FAILED_PRECONDITION when
+    no vectors are kept with it.
+    """
+    ReloadModel: _aio.UnaryUnaryMultiCallable[_updates_pb2.ReloadModelRequest, _updates_pb2.ReloadModelResponse]  # type: ignore[assignment]
+    """Reads a model's files again, all of them, and answers when what is served is what
+    they say. A new session is opened beside the one that serves and takes its place
+    between two requests; requests in flight finish on the old one. Where it can not be
+    opened, everything stays as it was. A model that is not in memory is not loaded: its
+    files are checked, and an earlier failure is forgotten.
+    """
+    UpdateModel: _aio.UnaryUnaryMultiCallable[_updates_pb2.UpdateModelRequest, _updates_pb2.UpdateModelResponse]  # type: ignore[assignment]
+    """Looks for a newer version of a model, and lets its bare name mean it once it was
+    verified and loaded, as SwitchModel would. FAILED_PRECONDITION when the name is
+    pinned to a version, or the newer one is no good; then everything stays as it was.
+    """
+    ProfileModel: _aio.UnaryStreamMultiCallable[_profile_pb2.ProfileModelRequest, _profile_pb2.ProfileModelResponse]  # type: ignore[assignment]
+    """Measures how fast a model is on this server, by batch size and length, on the session
+    that serves it and in turn with the batches of requests, and suggests limits for its
+    batches. Loads the model where it is not in memory. Answers with a plan, with each batch
+    as it is done with, and at last with the whole profile, which is kept. A caller that
+    leaves ends it. One model at a time: RESOURCE_EXHAUSTED while another is profiled.
+    FAILED_PRECONDITION when the model leaves memory meanwhile.
+    """
+    GetProfile: _aio.UnaryUnaryMultiCallable[_profile_pb2.GetProfileRequest, _profile_pb2.GetProfileResponse]  # type: ignore[assignment]
+    """The last profile of a model as it is served here now: the same version, precision,
+    device, hardware and runtime. FAILED_PRECONDITION when there is none.
     """
     UpdateTags: _aio.UnaryUnaryMultiCallable[_versions_pb2.UpdateTagsRequest, _versions_pb2.UpdateTagsResponse]  # type: ignore[assignment]
     """Gives a model, or one version, tags and takes others away; ListModels filters by them."""
@@ -216,7 +318,8 @@ class ModelControlServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_model_control_pb2.PinModelResponse, _abc.Awaitable[_model_control_pb2.PinModelResponse]]:
         """Keeps a model that is in memory there, or lets it go again when room is needed
         or nobody uses it. Loads nothing: FAILED_PRECONDITION for a model that is not in
-        memory and is to be pinned. Idempotent.
+        memory and is to be pinned. On disk when it is answered: after a restart the version
+        is pinned again as soon as it is in memory. UnloadModel ends a pin. Idempotent.
         """
 
     @_abc_1.abstractmethod
@@ -291,6 +394,17 @@ class ModelControlServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def GetUsage(
+        self,
+        request: _usage_pb2.GetUsageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_usage_pb2.GetUsageResponse, _abc.Awaitable[_usage_pb2.GetUsageResponse]]:
+        """By which names models are asked for in which hours of the week, and what is expected
+        soon; with preload_ahead that is loaded before it is asked for. NOT_FOUND for a name
+        that was never asked for and that no model has.
+        """
+
+    @_abc_1.abstractmethod
     def DiscoverModels(
         self,
         request: _versions_pb2.DiscoverModelsRequest,
@@ -299,6 +413,91 @@ class ModelControlServiceServicer(metaclass=_abc_1.ABCMeta):
         """Reads the whole repository anew and tells what is new, gone and changed. Names that
         are not served from memory mean what is there now; those that are stay until
         LoadModel, so that no request waits for a load.
+        """
+
+    @_abc_1.abstractmethod
+    def RegisterModel(
+        self,
+        request: _model_control_pb2.RegisterModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_control_pb2.RegisterModelResponse, _abc.Awaitable[_model_control_pb2.RegisterModelResponse]]:
+        """Lets the server know one folder of the repository as it is now, at once and without
+        a look at the others, and takes a DeregisterModel back. A name that is served from
+        memory goes on as it is, until LoadModel. FAILED_PRECONDITION when an alias has the
+        name. Idempotent.
+        """
+
+    @_abc_1.abstractmethod
+    def DeregisterModel(
+        self,
+        request: _model_control_pb2.DeregisterModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_control_pb2.DeregisterModelResponse, _abc.Awaitable[_model_control_pb2.DeregisterModelResponse]]:
+        """From now on a model is neither served nor listed, also after a restart, until
+        RegisterModel; its files, tags and pins stay. Then takes it out of memory and answers
+        when that is free; requests in flight finish. FAILED_PRECONDITION when an alias
+        stands for one of its versions. Idempotent.
+        """
+
+    @_abc_1.abstractmethod
+    def VerifyModel(
+        self,
+        request: _verification_pb2.VerifyModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_verification_pb2.VerifyModelResponse, _abc.Awaitable[_verification_pb2.VerifyModelResponse]]:
+        """Embeds the texts that are kept with a model since it was prepared, beside other
+        requests and behind them, and tells how close the vectors come to those that are kept,
+        and to what the manifest says. Loads the model where it is not in memory. One that
+        comes off worse is marked MODEL_STATE_ERROR until it passes. FAILED_PRECONDITION when
+        no vectors are kept with it.
+        """
+
+    @_abc_1.abstractmethod
+    def ReloadModel(
+        self,
+        request: _updates_pb2.ReloadModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_updates_pb2.ReloadModelResponse, _abc.Awaitable[_updates_pb2.ReloadModelResponse]]:
+        """Reads a model's files again, all of them, and answers when what is served is what
+        they say. A new session is opened beside the one that serves and takes its place
+        between two requests; requests in flight finish on the old one. Where it can not be
+        opened, everything stays as it was. A model that is not in memory is not loaded: its
+        files are checked, and an earlier failure is forgotten.
+        """
+
+    @_abc_1.abstractmethod
+    def UpdateModel(
+        self,
+        request: _updates_pb2.UpdateModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_updates_pb2.UpdateModelResponse, _abc.Awaitable[_updates_pb2.UpdateModelResponse]]:
+        """Looks for a newer version of a model, and lets its bare name mean it once it was
+        verified and loaded, as SwitchModel would. FAILED_PRECONDITION when the name is
+        pinned to a version, or the newer one is no good; then everything stays as it was.
+        """
+
+    @_abc_1.abstractmethod
+    def ProfileModel(
+        self,
+        request: _profile_pb2.ProfileModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_profile_pb2.ProfileModelResponse], _abc.AsyncIterator[_profile_pb2.ProfileModelResponse]]:
+        """Measures how fast a model is on this server, by batch size and length, on the session
+        that serves it and in turn with the batches of requests, and suggests limits for its
+        batches. Loads the model where it is not in memory. Answers with a plan, with each batch
+        as it is done with, and at last with the whole profile, which is kept. A caller that
+        leaves ends it. One model at a time: RESOURCE_EXHAUSTED while another is profiled.
+        FAILED_PRECONDITION when the model leaves memory meanwhile.
+        """
+
+    @_abc_1.abstractmethod
+    def GetProfile(
+        self,
+        request: _profile_pb2.GetProfileRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_profile_pb2.GetProfileResponse, _abc.Awaitable[_profile_pb2.GetProfileResponse]]:
+        """The last profile of a model as it is served here now: the same version, precision,
+        device, hardware and runtime. FAILED_PRECONDITION when there is none.
         """
 
     @_abc_1.abstractmethod

@@ -38,6 +38,8 @@ class _SwitchCauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SwitchCau
     """Somebody called SetVersionPolicy."""
     SWITCH_CAUSE_DELETED: _SwitchCause.ValueType  # 4
     """Somebody called DeleteAlias."""
+    SWITCH_CAUSE_UPDATE: _SwitchCause.ValueType  # 5
+    """A newer version was found to be good: UpdateModel, or auto_update."""
 
 class SwitchCause(_SwitchCause, metaclass=_SwitchCauseEnumTypeWrapper):
     """Why a name means something else."""
@@ -51,6 +53,8 @@ SWITCH_CAUSE_POLICY: SwitchCause.ValueType  # 3
 """Somebody called SetVersionPolicy."""
 SWITCH_CAUSE_DELETED: SwitchCause.ValueType  # 4
 """Somebody called DeleteAlias."""
+SWITCH_CAUSE_UPDATE: SwitchCause.ValueType  # 5
+"""A newer version was found to be good: UpdateModel, or auto_update."""
 Global___SwitchCause: _TypeAlias = SwitchCause  # noqa: Y015
 
 @_typing.final
@@ -642,8 +646,8 @@ class DiscoverModelsResponse(_message.Message):
     OUTDATED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def added(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Models that are there now and were not when the server looked last; all of them when
-        it had not looked since it started. By name.
+        """Models that are there now and were not when the server looked last, which it does by
+        itself after its start, one model after the other. By name.
         """
 
     @_builtins.property

@@ -9,21 +9,36 @@ from google.protobuf import duration_pb2
 from google.protobuf.message import Message
 
 from shoal.v1 import model_control_pb2 as pb
+from shoal.v1 import profile_pb2 as profile_pb
+from shoal.v1 import registration_pb2 as registration_pb
 from shoal.v1 import settings_pb2 as settings_pb
+from shoal.v1 import updates_pb2 as updates_pb
+from shoal.v1 import usage_pb2 as usage_pb
+from shoal.v1 import verification_pb2 as verification_pb
 from shoal.v1 import versions_pb2 as versions_pb
+from shoal_server.api.accuracy import write_accuracy
 from shoal_server.api.reasons import LOAD_REASONS, PRESSURE_LEVELS, UNLOAD_REASONS
 from shoal_server.lifecycle import ModelState
 from shoal_server.registry.event_log import Entry
 from shoal_server.registry.events import (
     Event,
+    ModelDeregistered,
     ModelLoaded,
     ModelLoadFailed,
+    ModelProfiled,
+    ModelRegistered,
+    ModelReloaded,
     ModelStateChanged,
     ModelUnloaded,
+    ModelUpdated,
+    ModelUpdateFailed,
+    ModelVerified,
     NameSwitched,
+    PreloadDecided,
     PressureChanged,
     SettingsChanged,
     SwitchCause,
+    WarmModelReleased,
 )
 
 
@@ -59,6 +74,7 @@ def _loaded(event: ModelLoaded) -> pb.ModelLoaded:
         memory_bytes=event.size_bytes,
         duration=_duration(event.seconds),
         reason=LOAD_REASONS[event.why],
+        from_warm=event.from_warm,
     )
 
 
@@ -69,6 +85,19 @@ def _unloaded(event: ModelUnloaded) -> pb.ModelUnloaded:
         version=event.key.version,
         reason=UNLOAD_REASONS[event.why.reason],
         made_room_for=str(successor) if successor else "",
+        stays_warm=event.why.stays_warm,
+    )
+
+
+def _warm_released(event: WarmModelReleased) -> pb.WarmModelReleased:
+    successor = event.why.made_room_for if event.why else None
+    return pb.WarmModelReleased(
+        model=event.key.name,
+        version=event.key.version,
+        memory_bytes=event.size_bytes,
+        reason=UNLOAD_REASONS[event.why.reason] if event.why else pb.UNLOAD_REASON_UNSPECIFIED,
+        made_room_for=str(successor) if successor else "",
+        problem=event.problem,
     )
 
 
@@ -114,14 +143,95 @@ def _switched(event: NameSwitched) -> versions_pb.NameSwitched:
     )
 
 
+def _registered(event: ModelRegistered) -> registration_pb.ModelRegistered:
+    return registration_pb.ModelRegistered(
+        model=event.name,
+        version=event.key.version if event.key else "",
+        added=event.added,
+    )
+
+
+def _deregistered(event: ModelDeregistered) -> registration_pb.ModelDeregistered:
+    return registration_pb.ModelDeregistered(model=event.name)
+
+
+def _verified(event: ModelVerified) -> verification_pb.ModelVerified:
+    return verification_pb.ModelVerified(
+        model=event.key.name,
+        version=event.key.version,
+        accuracy=write_accuracy(event.accuracy),
+    )
+
+
+def _reloaded(event: ModelReloaded) -> updates_pb.ModelReloaded:
+    return updates_pb.ModelReloaded(
+        model=event.key.name,
+        version=event.key.version,
+        device=event.device,
+        duration=_duration(event.seconds),
+    )
+
+
+def _updated(event: ModelUpdated) -> updates_pb.ModelUpdated:
+    return updates_pb.ModelUpdated(
+        model=event.after.name,
+        before=event.before.version,
+        after=event.after.version,
+        accuracy=write_accuracy(event.accuracy) if event.accuracy else None,
+    )
+
+
+def _update_failed(event: ModelUpdateFailed) -> updates_pb.ModelUpdateFailed:
+    return updates_pb.ModelUpdateFailed(
+        model=event.key.name,
+        version=event.key.version,
+        candidate=event.candidate,
+        reason=event.reason,
+    )
+
+
+def _profiled(event: ModelProfiled) -> profile_pb.ModelProfiled:
+    return profile_pb.ModelProfiled(
+        model=event.key.name,
+        version=event.key.version,
+        device=event.device,
+        precision=event.precision,
+        cells=event.cells,
+        duration=_duration(event.seconds),
+        max_batch_items=event.max_batch_items,
+        max_batch_tokens=event.max_batch_tokens,
+    )
+
+
+def _preload_decided(event: PreloadDecided) -> usage_pb.PreloadDecided:
+    return usage_pb.PreloadDecided(
+        model=event.key.name,
+        version=event.key.version,
+        asked_for_as=event.name,
+        device=event.device,
+        probability=event.probability,
+        expected_requests=event.requests,
+        horizon=_duration(event.horizon_s),
+    )
+
+
 _WRITERS: dict[type[Event], Callable[[Any], Message]] = {
     ModelStateChanged: _state_changed,
     ModelLoaded: _loaded,
     ModelUnloaded: _unloaded,
+    WarmModelReleased: _warm_released,
     ModelLoadFailed: _load_failed,
     PressureChanged: _pressure_changed,
     SettingsChanged: _settings_changed,
     NameSwitched: _switched,
+    PreloadDecided: _preload_decided,
+    ModelRegistered: _registered,
+    ModelDeregistered: _deregistered,
+    ModelVerified: _verified,
+    ModelReloaded: _reloaded,
+    ModelUpdated: _updated,
+    ModelUpdateFailed: _update_failed,
+    ModelProfiled: _profiled,
 }
 
 # The protos' names are ours with the enum's in front; a test says that none is missing.

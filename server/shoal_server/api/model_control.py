@@ -9,6 +9,8 @@ from google.protobuf import duration_pb2
 
 from shoal.v1 import model_control_pb2 as pb
 from shoal.v1 import settings_pb2, statistics_pb2
+from shoal_server.api.accuracy import write_accuracy
+from shoal_server.api.capabilities import write_capabilities
 from shoal_server.api.deadline import within_deadline
 from shoal_server.api.labels import write_deprecation
 from shoal_server.api.listing import read_query
@@ -29,15 +31,10 @@ SERVICE = "shoal.v1.ModelControlService"
 
 # Of google.protobuf.Duration, by its definition: about 10,000 years.
 _DURATION_MAX_S = 315_576_000_000
+# Two milliseconds or so on the event loop.
+_DESCRIBED_AT_ONCE = 100
 
-_STATES = {
-    ModelState.NOT_PREPARED: pb.MODEL_STATE_NOT_PREPARED,
-    ModelState.UNLOADED: pb.MODEL_STATE_UNLOADED,
-    ModelState.LOADING: pb.MODEL_STATE_LOADING,
-    ModelState.READY: pb.MODEL_STATE_READY,
-    ModelState.UNLOADING: pb.MODEL_STATE_UNLOADING,
-    ModelState.FAILED: pb.MODEL_STATE_FAILED,
-}
+_STATES = {each: pb.ModelState.Value(f"MODEL_STATE_{each.name}") for each in ModelState}
 _KINDS = {ModelKind.TEXT_EMBEDDING: pb.MODEL_KIND_TEXT_EMBEDDING}
 _POOLINGS = {
     Pooling.MEAN: pb.POOLING_MEAN,
@@ -99,9 +96,13 @@ class ModelControlServicer:
         """The models of the repository that are asked for."""
         query = read_query(message)
         page = select(await self._catalog.listed(), query)
-        models = await self._catalog.describe(page.models)
+        models: list[pb.ModelInfo] = []
+        # In parts, between which requests have their turn.
+        for first in range(0, len(page.models), _DESCRIBED_AT_ONCE):
+            part = page.models[first : first + _DESCRIBED_AT_ONCE]
+            models += map(write_model, await self._catalog.describe(part))
         return pb.ListModelsResponse(
-            models=map(_write_model, models),
+            models=models,
             next_page_token=page.next_token,
             total=page.total,
         )
@@ -127,7 +128,7 @@ class ModelControlServicer:
         call.model = message.model
         force_after_s = None
         if message.HasField("force_after"):
-            force_after_s = _read_duration(message.force_after, "force_after")
+            force_after_s = read_duration(message.force_after, "force_after")
         async with within_deadline(call, "requests still used the model"):
             await self._catalog.unload(message.model, force_after_s=force_after_s)
         try:
@@ -163,17 +164,23 @@ class ModelControlServicer:
         return self._server_info()
 
     async def _describe(self, name: str) -> pb.ModelInfo:
-        return _write_model(await self._catalog.get(name))
+        return write_model(await self._catalog.get(name))
 
 
-def _read_duration(duration: duration_pb2.Duration, field: str) -> float:
+def read_duration(duration: duration_pb2.Duration, field: str) -> float:
+    """Seconds of a duration that a caller sent.
+
+    Raises:
+        InvalidInput: It is none.
+    """
     seconds, nanos = duration.seconds, duration.nanos
     if not (0 <= seconds <= _DURATION_MAX_S and 0 <= nanos < 1_000_000_000):
         raise InvalidInput(field, f"{seconds} s and {nanos} ns are no duration of at least 0")
     return seconds + nanos / 1e9
 
 
-def _write_model(model: ModelDescription) -> pb.ModelInfo:
+def write_model(model: ModelDescription) -> pb.ModelInfo:
+    """A model as it travels."""
     info = pb.ModelInfo(
         name=model.name,
         version=model.version,
@@ -207,6 +214,9 @@ def _write_model(model: ModelDescription) -> pb.ModelInfo:
             info.reference_cosine = model.chosen.cosine.least
         elif manifest.reference is not None:
             info.reference_cosine = manifest.reference.min_cosine
+    write_capabilities(info, model)
+    if model.accuracy is not None:
+        info.accuracy.CopyFrom(write_accuracy(model.accuracy))
     if model.resident is not None and model.resident.session is not None:
         info.residency.CopyFrom(write_residency(model.resident, model.idle_left_s))
     if model.departure is not None:

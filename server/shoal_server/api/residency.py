@@ -40,6 +40,7 @@ def write_residency(resident: Resident[LoadedModel], idle_left_s: float | None) 
         last_used_at=wall_clock(resident.last_used_s),
         load_reason=LOAD_REASONS[resident.why_loaded],
         uses=resident.uses,
+        from_warm=resident.from_warm,
     )
     if resident.session is not None:
         residency.waiting_items = resident.session.batcher.waiting_items
@@ -61,6 +62,24 @@ def write_residents(pool: SessionPool[LoadedModel]) -> list[pb.ResidentModel]:
         )
         for each in pool.residents()
     ]
+
+
+def write_warm(pool: SessionPool[LoadedModel]) -> list[pb.WarmModel]:
+    """What stays in RAM of models that left a GPU, the least recently used first."""
+    messages = []
+    for warm in pool.warm():
+        message = pb.WarmModel(
+            model=warm.key.name,
+            version=warm.key.version,
+            memory_bytes=warm.form.size_bytes,
+            last_used_at=wall_clock(warm.last_used_s),
+            reading=not warm.filled,
+        )
+        left_s = pool.warm_left_s(warm)
+        if left_s is not None:
+            message.idle_left.CopyFrom(_duration(left_s))
+        messages.append(message)
+    return messages
 
 
 def write_departures(pool: SessionPool[LoadedModel]) -> list[pb.ModelDeparture]:

@@ -42,7 +42,7 @@ _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _MODEL_CHARACTERS = 257
 
 # Last as long as their callers like.
-_OPEN_ENDED = frozenset(("EmbedStream", "WatchEvents"))
+_OPEN_ENDED = frozenset(("EmbedStream", "WatchEvents", "ProfileModel"))
 
 Request = TypeVar("Request", bound=Message)
 Context = grpc.aio.ServicerContext[Any, Any]

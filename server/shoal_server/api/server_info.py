@@ -11,7 +11,7 @@ from google.protobuf import timestamp_pb2
 
 from shoal.v1 import model_control_pb2 as pb
 from shoal_server.api.reasons import PRESSURE_LEVELS
-from shoal_server.api.residency import write_departures, write_residents
+from shoal_server.api.residency import write_departures, write_residents, write_warm
 from shoal_server.batching.admission import Admission
 from shoal_server.batching.slots import Slots
 from shoal_server.inference.devices import CPU
@@ -46,13 +46,14 @@ class ServerInfo:
         self._pressure = pressure
         self._state_problem = state_problem
         self._draining = draining
+        self._version = metadata.version("shoal-server")  # read from the disk each time
         self._started_at = timestamp_pb2.Timestamp()
         self._started_at.FromNanoseconds(int(started_at_s * 1e9))
 
     def read(self) -> pb.GetServerInfoResponse:
         """The state now."""
         return pb.GetServerInfoResponse(
-            version=metadata.version("shoal-server"),
+            version=self._version,
             runtime_version=onnxruntime.__version__,
             runtime_providers=onnxruntime.get_available_providers(),
             default_model=self._settings.values.default_model,
@@ -66,6 +67,7 @@ class ServerInfo:
             state_problem=self._state_problem,
             residents=write_residents(self._pool),
             departures=write_departures(self._pool),
+            warm_models=write_warm(self._pool),
         )
 
     def _limits(self) -> pb.Limits:

@@ -25,6 +25,7 @@ from shoal_server.errors import (
     ModelNotFound,
     ShoalError,
 )
+from shoal_server.registry.capabilities import spoken_languages
 from shoal_server.registry.manifest import VariantManifest, VersionManifest
 from shoal_server.registry.repository import ModelRepository, default_model_dir
 
@@ -99,16 +100,25 @@ def pull(
             help="Keep the export environment for the next time, or remove it at the end.",
         ),
     ] = True,
+    if_newer: Annotated[
+        bool,
+        typer.Option(
+            "--if-newer",
+            help="SOURCE is a prepared model: make another version of it if its source on the "
+            "hub has another revision by now; all other options but --export-env are ignored.",
+        ),
+    ] = False,
 ) -> None:
     """Prepare a model, unless that version of it is there already.
 
     Safe to interrupt and to repeat: a version appears whole or not at all.
     """
     # Only now: the other commands need not wait for these imports.
+    from shoal_server.preparation.default_model import DEFAULT_MODEL
     from shoal_server.preparation.environment import ExportEnvironment, default_export_env
     from shoal_server.preparation.errors import PreparationError
     from shoal_server.preparation.progress import ConsoleProgress
-    from shoal_server.preparation.pull import Order
+    from shoal_server.preparation.pull import Order, pull_newer
     from shoal_server.preparation.pull import pull as pull_model
 
     order = Order(source, name, version, revision, pooling)
@@ -116,6 +126,13 @@ def pull(
     with _plain_errors(), _ends_on_sigterm():
         try:
             with ConsoleProgress(Console(stderr=True)) as progress:
+                if if_newer:
+                    newest = pull_newer(
+                        source or DEFAULT_MODEL, ModelRepository(model_dir), environment, progress
+                    )
+                    what = "prepared" if newest.is_new else "the newest there is"
+                    typer.echo(f"{newest.key}: {what}: {_summary(newest.manifest)}")
+                    return
                 pulled = pull_model(order, ModelRepository(model_dir), environment, progress)
                 if not keep_export_env:
                     environment.remove(progress)
@@ -163,14 +180,24 @@ def quantize(
 
 
 @models_app.command("list")
-def list_models(model_dir: _ModelDir, as_json: _Json = False) -> None:
+def list_models(
+    model_dir: _ModelDir,
+    language: Annotated[
+        list[str] | None,
+        typer.Option(help="Only of this language, as cards have it; may be repeated."),
+    ] = None,
+    precision: Annotated[str, typer.Option(help="Only with a graph in it: fp32, int8, …")] = "",
+    as_json: _Json = False,
+) -> None:
     """List models and their versions; * marks the one that the bare name means.
 
-    Why one is broken, `shoal models show` and --json tell.
+    Why one is broken, `shoal models show` and --json tell. What a running server has,
+    `shoal models find` tells.
     """
     with _plain_errors():
         repository = ModelRepository(model_dir)
         rows = [row for name in repository.names() for row in _rows(repository, name)]
+        rows = [row for row in rows if row.has(language or (), precision)]
     if as_json:
         _echo_json([asdict(row) for row in rows])
     elif not rows:
@@ -288,7 +315,16 @@ class _Row:
     size_bytes: int | None = None
     license: str = ""
     source: str = ""
+    languages: tuple[str, ...] = ()
+    precisions: tuple[str, ...] = ()
     error: str = ""
+
+    def has(self, languages: Sequence[str], precision: str) -> bool:
+        """Whether it is of all of these languages, and has a graph in this precision."""
+        spoken = spoken_languages(self.languages)
+        return all(each.lower() in spoken for each in languages) and (
+            not precision or precision in self.precisions
+        )
 
 
 def _rows(repository: ModelRepository, name: str) -> list[_Row]:
@@ -319,6 +355,8 @@ def _row(repository: ModelRepository, name: str, version: str, default: str | No
         size_bytes=repository.size_bytes(name, version),
         license=manifest.license,
         source=f"{manifest.source.kind}:{manifest.source.location}",
+        languages=manifest.languages,
+        precisions=(manifest.precision, *repository.variants(name, version)),
     )
 
 

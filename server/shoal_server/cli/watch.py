@@ -14,7 +14,12 @@ import typer
 from google.protobuf.json_format import MessageToDict
 
 from shoal.v1 import model_control_pb2 as pb
+from shoal.v1 import profile_pb2 as profile_pb
+from shoal.v1 import registration_pb2 as registration_pb
 from shoal.v1 import settings_pb2 as settings_pb
+from shoal.v1 import updates_pb2 as updates_pb
+from shoal.v1 import usage_pb2 as usage_pb
+from shoal.v1 import verification_pb2 as verification_pb
 from shoal.v1 import versions_pb2 as versions_pb
 from shoal.v1.model_control_pb2_grpc import ModelControlServiceStub
 from shoal_server.cli.remote import Address, CaFile, Server, ServerName, Tls
@@ -129,16 +134,25 @@ def _state_changed(event: pb.ModelStateChanged) -> str:
 
 def _loaded(event: pb.ModelLoaded) -> str:
     why = _word(pb.LoadReason.Name, event.reason, "LOAD_REASON_")
+    warm = ", warm before" if event.from_warm else ""
     return (
         f"{event.model}@{event.version}: loaded on {event.device} in "
-        f"{event.duration.ToNanoseconds() / 1e9:.3f} s, {event.memory_bytes / 1e6:.0f} MB ({why})"
+        f"{event.duration.ToNanoseconds() / 1e9:.3f} s, {event.memory_bytes / 1e6:.0f} MB "
+        f"({why}{warm})"
     )
 
 
 def _unloaded(event: pb.ModelUnloaded) -> str:
     why = _word(pb.UnloadReason.Name, event.reason, "UNLOAD_REASON_")
     room = f" to make room for {event.made_room_for}" if event.made_room_for else ""
-    return f"{event.model}@{event.version}: unloaded ({why}{room})"
+    warm = ", stays warm in RAM" if event.stays_warm else ""
+    return f"{event.model}@{event.version}: unloaded ({why}{room}{warm})"
+
+
+def _warm_released(event: pb.WarmModelReleased) -> str:
+    why = event.problem or _word(pb.UnloadReason.Name, event.reason, "UNLOAD_REASON_")
+    room = f" to make room for {event.made_room_for}" if event.made_room_for else ""
+    return f"{event.model}@{event.version}: no longer warm in RAM ({why}{room})"
 
 
 def _load_failed(event: pb.ModelLoadFailed) -> str:
@@ -165,6 +179,54 @@ def _switched(event: versions_pb.NameSwitched) -> str:
     return f"{event.name}: {before} → {after} ({cause})"
 
 
+def _registered(event: registration_pb.ModelRegistered) -> str:
+    version = f"@{event.version}" if event.version else ", without a prepared version"
+    return f"{event.model}{version}: {'registered' if event.added else 'read anew'}"
+
+
+def _deregistered(event: registration_pb.ModelDeregistered) -> str:
+    return f"{event.model}: deregistered"
+
+
+def _verified(event: verification_pb.ModelVerified) -> str:
+    what = event.accuracy.problem or f"least cosine {event.accuracy.least_cosine:.6f}, as it should"
+    return f"{event.model}@{event.version}: verified: {what}"
+
+
+def _reloaded(event: updates_pb.ModelReloaded) -> str:
+    where = f" on {event.device}" if event.device else ""
+    seconds = event.duration.ToNanoseconds() / 1e9
+    return f"{event.model}@{event.version}: files read again{where} in {seconds:.3f} s"
+
+
+def _updated(event: updates_pb.ModelUpdated) -> str:
+    return f"{event.model}: updated from {event.before} to {event.after}"
+
+
+def _update_failed(event: updates_pb.ModelUpdateFailed) -> str:
+    what = f" to {event.candidate}" if event.candidate else ""
+    return f"{event.model}@{event.version}: not updated{what}: {event.reason}"
+
+
+def _profiled(event: profile_pb.ModelProfiled) -> str:
+    best = "nothing is suggested"
+    if event.max_batch_items:
+        best = f"suggested: {event.max_batch_items} items, {event.max_batch_tokens} tokens a batch"
+    seconds = event.duration.ToNanoseconds() / 1e9
+    return (
+        f"{event.model}@{event.version}: profiled in {event.precision} on {event.device}, "
+        f"{event.cells} batches in {seconds:.1f} s; {best}"
+    )
+
+
+def _preload_decided(event: usage_pb.PreloadDecided) -> str:
+    return (
+        f"{event.model}@{event.version}: loaded ahead on {event.device}: {event.asked_for_as} is "
+        f"asked for within {event.horizon.ToNanoseconds() / 6e10:.0f} min with a probability of "
+        f"{event.probability:.0%}, {event.expected_requests:.1f} times on average"
+    )
+
+
 def _word(name: Callable[[Any], str], number: int, prefix: str) -> str:
     """An enum's value in words; a newer server's as its number."""
     try:
@@ -177,8 +239,17 @@ _SENTENCES: dict[str, Callable[[Any], str]] = {
     "model_state_changed": _state_changed,
     "model_loaded": _loaded,
     "model_unloaded": _unloaded,
+    "warm_model_released": _warm_released,
     "model_load_failed": _load_failed,
     "pressure_changed": _pressure_changed,
     "settings_changed": _settings_changed,
     "name_switched": _switched,
+    "preload_decided": _preload_decided,
+    "model_registered": _registered,
+    "model_deregistered": _deregistered,
+    "model_verified": _verified,
+    "model_reloaded": _reloaded,
+    "model_updated": _updated,
+    "model_update_failed": _update_failed,
+    "model_profiled": _profiled,
 }

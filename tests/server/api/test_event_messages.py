@@ -9,29 +9,50 @@ from shoal_server.api.event_messages import kind_name, write_event
 from shoal_server.core import ModelKey
 from shoal_server.lifecycle import LoadReason, ModelState, PressureLevel, Unloading, UnloadReason
 from shoal_server.registry import events
+from shoal_server.registry.accuracy import Accuracy
 from shoal_server.registry.event_log import Entry
 from shoal_server.registry.events import (
     Event,
+    ModelDeregistered,
     ModelLoaded,
     ModelLoadFailed,
+    ModelProfiled,
+    ModelRegistered,
+    ModelReloaded,
     ModelStateChanged,
     ModelUnloaded,
+    ModelUpdated,
+    ModelUpdateFailed,
+    ModelVerified,
     NameSwitched,
+    PreloadDecided,
     PressureChanged,
     SettingsChanged,
     SwitchCause,
+    WarmModelReleased,
 )
 from shoal_server.runtime_settings import SettingChange
 
 KEY = ModelKey("m", "2")
+ACCURACY = Accuracy(4, 0.98, 0.9, None, 0.99, 0.001, "worse", "runtime 1", "fp32", 1234.5, 0.5)
 
+EVICTED = Unloading(UnloadReason.EVICTED, ModelKey("n", "1"), stays_warm=True)
 EXAMPLES: list[Event] = [
-    ModelStateChanged(KEY, ModelState.UNLOADED, ModelState.LOADING, "request"),
-    ModelLoaded(KEY, "cpu", 1000, 0.25, LoadReason.START),
-    ModelUnloaded(KEY, Unloading(UnloadReason.EVICTED, ModelKey("n", "1"))),
+    ModelStateChanged(KEY, ModelState.REGISTERED, ModelState.LOADING, "request"),
+    ModelLoaded(KEY, "cpu", 1000, 0.25, LoadReason.START, from_warm=True),
+    ModelUnloaded(KEY, EVICTED),
+    WarmModelReleased(KEY, 1000, EVICTED, "why it could not be kept"),
     ModelLoadFailed(KEY, "cpu", 0.5, "MODEL_FILE_CORRUPT", "bad", LoadReason.ASKED),
     PressureChanged("cpu", PressureLevel.NORMAL, PressureLevel.CRITICAL, 0.75),
     SettingsChanged((SettingChange("log_level", "info", "debug"),)),
+    ModelRegistered("m", KEY, added=True),
+    ModelDeregistered("m"),
+    PreloadDecided(KEY, "prod", "cpu", 0.75, 12.5, 900.0),
+    ModelProfiled(KEY, "cpu", "int8", 30, 12.5, 16, 4096),
+    ModelVerified(KEY, ACCURACY),
+    ModelReloaded(KEY, "cpu", 0.5),
+    ModelUpdated(ModelKey("m", "1"), KEY, ACCURACY),
+    ModelUpdateFailed(ModelKey("m", "1"), "2", "worse than when it was prepared"),
     NameSwitched("prod", SwitchCause.ROLLBACK, (KEY,), (ModelKey("n", "1"),), 0.5, 0.001),
 ]
 
@@ -78,10 +99,12 @@ def test_facts_arrive_as_they_were() -> None:
     assert (loaded.model, loaded.version, loaded.device) == ("m", "2", "cpu")
     assert (loaded.memory_bytes, loaded.duration.ToMilliseconds()) == (1000, 250)
     assert loaded.reason == pb.LOAD_REASON_START
+    assert loaded.from_warm
     unloaded = write(EXAMPLES[2]).model_unloaded
+    assert unloaded.stays_warm
     assert (unloaded.reason, unloaded.made_room_for) == (pb.UNLOAD_REASON_EVICTED, "n@1")
     changed = write(EXAMPLES[0]).model_state_changed
-    assert (changed.before, changed.after) == (pb.MODEL_STATE_UNLOADED, pb.MODEL_STATE_LOADING)
+    assert (changed.before, changed.after) == (pb.MODEL_STATE_REGISTERED, pb.MODEL_STATE_LOADING)
 
 
 @pytest.mark.parametrize("reason", UnloadReason)

@@ -16,7 +16,7 @@ from tests.tiny_model import make_tiny_model
 
 from .calls import TIMEOUT_S, Connection, eventually, refusal, unharmed
 
-READY, UNLOADED = control_pb.MODEL_STATE_READY, control_pb.MODEL_STATE_UNLOADED
+READY, REGISTERED = control_pb.MODEL_STATE_READY, control_pb.MODEL_STATE_REGISTERED
 IDLE_S = 600.0
 
 
@@ -44,7 +44,7 @@ def memory(running: RunningServer) -> Iterator[Connection]:
 
 def unloaded(connection: Connection, name: str) -> control_pb.ModelInfo:
     """The model, once it has left memory."""
-    eventually(lambda: connection.models()[name].state == UNLOADED, f"{name} has left memory")
+    eventually(lambda: connection.models()[name].state == REGISTERED, f"{name} has left memory")
     return connection.models()[name]
 
 
@@ -121,7 +121,7 @@ def test_pinning_loads_nothing(memory: Connection) -> None:
     assert found.code is grpc.StatusCode.FAILED_PRECONDITION
     assert "not in memory" in found.message
     pin.pin = False
-    assert memory.control.PinModel(pin).model.state == UNLOADED
+    assert memory.control.PinModel(pin).model.state == REGISTERED
     pin.model = "nobody"
     assert refusal(lambda: memory.control.PinModel(pin)).code is grpc.StatusCode.NOT_FOUND
 

@@ -81,5 +81,5 @@ def test_a_precision_that_is_missing_is_refused(connection: Connection) -> None:
     assert error.code is grpc.StatusCode.FAILED_PRECONDITION
     assert "shoal models quantize strict@1 --precision int8" in error.message
     described = connection.models()["strict"]
-    assert described.state == control_pb.MODEL_STATE_FAILED
+    assert described.state == control_pb.MODEL_STATE_ERROR
     assert "shoal models quantize" in described.state_reason

@@ -83,6 +83,15 @@ def test_a_wrong_one_is_refused(tiny: Connection) -> None:
     assert update(tiny)["log_level"].value == "info"
 
 
+def test_a_limit_is_one_that_can_be_told(tiny: Connection) -> None:
+    """What GetServerInfo has no room for, or no float holds, is refused."""
+    for name in ("max_waiting_items", "rate_limit_tokens_per_min", "max_inflight_bytes"):
+        found = refusal(lambda: update(tiny, **{name: "1" + "0" * 400}))  # noqa: B023
+        assert found.fields == (f"settings[{name}]",)
+    update(tiny, max_waiting_items=str(2**31 - 1), max_inflight_bytes=str(2**63 - 1))
+    assert tiny.info().limits.bytes_in_flight == 2**63 - 1
+
+
 def test_log_requests(tiny: Connection, running: RunningServer) -> None:
     """The next request is in the log, those before are not."""
 

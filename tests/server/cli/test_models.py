@@ -154,6 +154,8 @@ def test_list_shows_what_is_broken(shell: Shell) -> None:
         "size_bytes": 0,
         "license": "",
         "source": "local:tests",
+        "languages": [],
+        "precisions": ["fp32"],
         "error": "",
     }
 

@@ -16,6 +16,7 @@ import pytest
 from google.protobuf import duration_pb2, timestamp_pb2
 
 from shoal.v1 import model_control_pb2 as pb
+from shoal.v1 import profile_pb2 as profile_pb
 from shoal_server.cli.watch import describe
 
 from .conftest import Shoal
@@ -49,6 +50,17 @@ PRESSED = pb.PressureChanged(
     before=pb.PRESSURE_LEVEL_NORMAL,
     after=pb.PRESSURE_LEVEL_CRITICAL,
     memory_use=0.97,
+)
+
+PROFILED = profile_pb.ModelProfiled(
+    model="m",
+    version="1",
+    device="cpu",
+    precision="int8",
+    cells=30,
+    duration=duration_pb2.Duration(seconds=12, nanos=500_000_000),
+    max_batch_items=16,
+    max_batch_tokens=4096,
 )
 
 
@@ -114,6 +126,22 @@ def server() -> Iterator[tuple[Scripted, str]]:
         ({"model_loaded": LOADED}, "m@1: loaded on cpu in 0.052 s, 25 MB (request)"),
         ({"model_unloaded": UNLOADED}, "m@1: unloaded (evicted to make room for n@2)"),
         (
+            {
+                "model_unloaded": pb.ModelUnloaded(
+                    model="m", version="1", reason=pb.UNLOAD_REASON_IDLE, stays_warm=True
+                )
+            },
+            "m@1: unloaded (idle, stays warm in RAM)",
+        ),
+        (
+            {
+                "warm_model_released": pb.WarmModelReleased(
+                    model="m", version="1", problem="its files were changed"
+                )
+            },
+            "m@1: no longer warm in RAM (its files were changed)",
+        ),
+        (
             {"model_load_failed": FAILED},
             "m@1: could not be loaded on cpu: no tokenizer (MODEL_FILE_CORRUPT)",
         ),
@@ -124,6 +152,11 @@ def server() -> Iterator[tuple[Scripted, str]]:
         (
             {"pressure_changed": PRESSED},
             "cpu: memory pressure normal → critical, 97% in use",
+        ),
+        (
+            {"model_profiled": PROFILED},
+            "m@1: profiled in int8 on cpu, 30 batches in 12.5 s; "
+            "suggested: 16 items, 4096 tokens a batch",
         ),
         ({}, "something that this version of `shoal` does not know"),
     ],

@@ -121,7 +121,7 @@ def test_damaged_files_are_named(tiny: Connection, root: Path, damage: str) -> N
     assert found.reason == reason
     assert tiny.embed("red").dimensions == 8
     described = tiny.models()[name]
-    assert described.state == control_pb.MODEL_STATE_FAILED
+    assert described.state == control_pb.MODEL_STATE_ERROR
     assert file in described.state_reason
     assert str(root) not in described.state_reason
 
@@ -156,7 +156,7 @@ def test_model_without_a_version_is_not_found(tiny: Connection, root: Path) -> N
     found = refusal(lambda: tiny.embed("red", model="described"))
 
     assert (found.code, found.reason) == (grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND")
-    assert tiny.models()["described"].state == control_pb.MODEL_STATE_NOT_PREPARED
+    assert tiny.models()["described"].state == control_pb.MODEL_STATE_REGISTERED
 
 
 def test_failed_load_is_shared_by_its_waiters(

@@ -1,0 +1,1 @@
+"""The parts of a server, wired; `app.py` starts and stops them."""
