@@ -11,7 +11,7 @@ from __future__ import annotations
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ import numpy as np
 from loadtests import bare, load, stats
 from loadtests.bare import BareModel, BareWindow, Float32, Layout
 from loadtests.http2 import OK
-from loadtests.results import AloneWindow, ClosedWindow, LimitResult, OpenWindow
+from loadtests.results import ALONE_PARTS, AloneWindow, ClosedWindow, LimitResult, OpenWindow
 from loadtests.rows import Row
 from loadtests.servers import ServerConfig, ServerUnderTest
 from loadtests.workloads import BLOCK, SPECS, Workload, make_workload
@@ -252,13 +252,16 @@ class Bench:
                 warm_up_s=0.2,
                 window_s=1.2 * sum(one_s),
                 callers=1,
+                keep_answers=_ALONE_TEXTS,
             ),
         )
         all_s = self._bare.run(bare.run_alone, texts, multiprocessing.cpu_count(), repeats)
+        server_p50_ms = statistics.median(stats.answered_latencies_s(run)) * 1000
         return AloneWindow(
-            server_p50_ms=statistics.median(stats.answered_latencies_s(run)) * 1000,
+            server_p50_ms=server_p50_ms,
             bare_p50_ms=statistics.median(one_s) * 1000,
             bare_all_cores_p50_ms=statistics.median(all_s) * 1000,
+            spent_ms=_spent_ms(server_p50_ms, run.answers.values()),
         )
 
     def _window_s(self, name: str) -> float:
@@ -275,6 +278,17 @@ class Bench:
             norms = np.linalg.norm(rows, axis=1) * np.linalg.norm(wanted, axis=1)
             cosines.append(float(((rows * wanted).sum(axis=1) / norms).min()))
         return min(cosines)
+
+
+def _spent_ms(server_p50_ms: float, answers: Iterable[bytes]) -> dict[str, float]:
+    """Where the time of the median request went, as the answers tell."""
+    timings = [embed_pb2.EmbedResponse.FromString(raw).timings for raw in answers]
+    total, tokenize, queue, run = (
+        statistics.median(getattr(each, name) for each in timings) / 1000
+        for name in ("total_us", "tokenize_us", "queue_us", "inference_us")
+    )
+    rest, outside = total - tokenize - queue - run, server_p50_ms - total
+    return dict(zip(ALONE_PARTS, (tokenize, queue, run, rest, outside), strict=True))
 
 
 def measure_cold_ms(server: ServerUnderTest, text: str, repeats: int) -> list[float]:

@@ -13,7 +13,14 @@ from rich.table import Table as RichTable
 from loadtests.goals import Outcome, outcomes
 from loadtests.http2 import OK
 from loadtests.plots import Bar, Line, bar_plot, line_plot
-from loadtests.results import AloneResult, ClosedResult, ManagementResult, OpenResult, Results
+from loadtests.results import (
+    ALONE_PARTS,
+    AloneResult,
+    ClosedResult,
+    ManagementResult,
+    OpenResult,
+    Results,
+)
 from loadtests.stats import Percentiles
 
 _STYLE = """
@@ -160,6 +167,7 @@ def _alone_table(results: Results) -> Table:
         (
             *("workload", "server", "over the wire", "bare, 1 thread", "above it"),
             *("bare, all cores", "bare, of the limit"),
+            *ALONE_PARTS,
         ),
         [
             (
@@ -170,12 +178,20 @@ def _alone_table(results: Results) -> Table:
                 f"{each.median(lambda w: w.server_p50_ms - w.bare_p50_ms):.2f}",
                 f"{each.median(lambda w: w.bare_all_cores_p50_ms):.2f}",
                 _bare_alone_share(results, each),
+                *(_spent(each, part) for part in ALONE_PARTS),
             )
             for each in results.alone
         ],
         "bare, of the limit: the throughput of one text after the other in a bare process, "
-        "without any server: no server can do better with one caller.",
+        "without any server: no server can do better with one caller. tokenizer to outside it: "
+        "where the time over the wire went, by the answers' timings.",
     )
+
+
+def _spent(alone: AloneResult, part: str) -> str:
+    if not all(part in window.spent_ms for window in alone.windows):
+        return "–"  # a report of before these were kept
+    return f"{alone.median(lambda w: w.spent_ms[part]):.2f}"
 
 
 def _bare_alone_share(results: Results, alone: AloneResult) -> str:

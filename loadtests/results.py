@@ -110,6 +110,9 @@ class OpenResult:
         return statistics.median(map(of, self.windows))
 
 
+ALONE_PARTS = ("tokenizer", "queue", "run", "rest of the server", "outside it")
+
+
 @dataclass(frozen=True, slots=True)
 class AloneWindow:
     """One caller with one text a request beside the same texts in a bare process."""
@@ -118,6 +121,8 @@ class AloneWindow:
     bare_p50_ms: float
     """Tokenizer and runtime, one thread."""
     bare_all_cores_p50_ms: float
+    spent_ms: dict[str, float] = field(default_factory=dict)
+    """Medians of where the time over the wire went, as answers tell it; by `ALONE_PARTS`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
 
 from scripts.document_settings import PAGE, updated
 from shoal_client.events import EVENT_KINDS
+from shoal_server.cli.main import make_app
 from shoal_server.settings import ENV_PREFIX, Settings, load_settings
 from shoal_server.telemetry import Metrics
 
 ROOT = PAGE.parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+COMMAND_PAGES = [*PAGES, ROOT / "client" / "README.md", ROOT / "CHANGELOG.md"]
 # Besides the pages, where an operator meets names of variables.
 OTHERS = [path for name in ("Makefile", "Dockerfile") if (path := ROOT / name).is_file()]
 
@@ -69,6 +73,22 @@ def test_every_variable_that_is_mentioned_exists(
     for name in mentioned:
         monkeypatch.setenv(name, "")
     assert not mentioned & set(load_settings().unknown_variables)
+
+
+@pytest.mark.parametrize("page", COMMAND_PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_command_that_is_shown_exists(page: Path) -> None:
+    """What a page shows of `shoal` names commands that there are, with flags that they take."""
+    root: Any = typer.main.get_command(make_app())
+    for shown in re.findall(
+        r"\bshoal ((?:models|settings|health|config|serve)\b[^`\n#;|]*)",
+        page.read_text(encoding="utf-8"),
+    ):
+        command, words = root, shown.split()
+        while words and words[0] in getattr(command, "commands", {}):
+            command = command.commands[words.pop(0)]
+        flags = {name for each in command.params for name in (*each.opts, *each.secondary_opts)}
+        assert set(re.findall(r"(?<![\w-])--[a-z-]+", " ".join(words))) <= {*flags, "--help"}, shown
+        assert not words or not hasattr(command, "commands"), shown
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)

@@ -37,7 +37,7 @@ LAYERS = (
         "verifying",
     },
     {"loading", "placement"},
-    {"loaded_model"},
+    {"load_source", "loaded_model"},
     {"batching"},
     {"inference", "residency"},
     {"registry"},

@@ -20,6 +20,7 @@ from shoal.v1.model_control_pb2 import (
     UnloadModelRequest,
 )
 from shoal.v1.settings_pb2 import UpdateSettingsRequest
+from shoal.v1.updates_pb2 import UpdateModelRequest, UpdateSource
 from shoal.v1.versions_pb2 import AliasTarget, Deprecation, SwitchModelRequest
 from shoal_client.errors import InvalidArgumentError
 
@@ -57,6 +58,7 @@ _STATES = _short_names(ModelState.items()[1:], "MODEL_STATE_")
 _KINDS = _short_names(ModelKind.items()[1:], "MODEL_KIND_")
 _INPUT_TYPES = _short_names(InputType.items()[1:], "INPUT_TYPE_")
 _ORDERS = _short_names(ModelOrder.items()[1:], "MODEL_ORDER_")
+_SOURCES = _short_names(UpdateSource.items()[1:], "UPDATE_SOURCE_")
 
 Texts = TypeVar("Texts")
 
@@ -208,6 +210,20 @@ def new_switch_request(
         alias=alias,
         targets=[AliasTarget(model=model, weight=weight) for model, weight in weights.items()],
         keep_previous=keep_previous,
+    )
+
+
+def new_update_request(model: str, source: str) -> UpdateModelRequest:
+    """A request to go over to a newer version; an empty source is the server's setting.
+
+    Raises:
+        InvalidArgumentError: There is no source of that name.
+    """
+    return UpdateModelRequest(
+        model=model,
+        source=_named(source, _SOURCES, "source")
+        if source
+        else UpdateSource.UPDATE_SOURCE_UNSPECIFIED,
     )
 
 

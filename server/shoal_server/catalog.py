@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from shoal_server.core import ModelKey, ModelRef
-from shoal_server.errors import InvalidInput, ModelNotFound, NotPersisted
+from shoal_server.errors import FailedPrecondition, InvalidInput, ModelNotFound, NotPersisted
 from shoal_server.lifecycle import LoadReason, ModelState
 from shoal_server.loading import LoadedModel
 from shoal_server.placement import Placement
@@ -289,8 +290,9 @@ class Catalog:
             if pinned and not before:
                 self._pool.pin(key, False)
             raise
-        if not pinned:
-            self._pool.pin(key, False)
+        # Others may have been before or behind this one: in memory as on disk the last counts.
+        with suppress(FailedPrecondition):  # it was unpinned meanwhile, and has left
+            self._pool.pin(key, pinned)
 
     async def _describe(self, ref: ModelRef) -> ModelDescription:
         self._registry.check_registered(ref.name)

@@ -5,7 +5,7 @@
     ├── ModelNotFound           no such model or version
     ├── FailedPrecondition      the model can not do this, as things stand
     │   ├── NothingToCompare    no vectors are kept with the version
-    │   ├── UpdateFailed        a newer version could not be prepared
+    │   ├── UpdateFailed        a newer version could not be gone over to, this time
     │   └── ModelLoadFailed     its files, its device or the runtime refused
     │       ├── ModelFileCorrupt    a prepared file is not what was prepared
     │       └── AllocationFailed    there was not enough memory after all
@@ -79,7 +79,7 @@ class NothingToCompare(FailedPrecondition):
 
 
 class UpdateFailed(FailedPrecondition):
-    """A newer version of a model could not be prepared; another time it may."""
+    """A model could not go over to a newer version; another time it may."""
 
     reason = "UPDATE_FAILED"
 
@@ -156,9 +156,23 @@ class Unavailable(ShoalError):
 
 
 class InferenceFailed(ShoalError):
-    """The run failed, or this item's output had non-finite numbers."""
+    """The run failed, or this item's output had non-finite numbers.
+
+    Attributes:
+        not_finite: Whether it was the latter: the run itself went well.
+    """
 
     reason = "INFERENCE_FAILED"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        not_finite: bool = False,
+        metadata: Mapping[str, object] | None = None,
+    ) -> None:
+        super().__init__(message, metadata=metadata)
+        self.not_finite = not_finite
 
 
 class EventsOutOfRange(ShoalError):

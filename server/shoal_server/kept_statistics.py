@@ -7,7 +7,7 @@ that is killed loses what it counted since it last wrote.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 
@@ -22,8 +22,9 @@ from shoal_server.registry.remembered_counts import (
 )
 from shoal_server.registry.store import Change, RecordStore
 from shoal_server.statistics.all_time import AllTime
+from shoal_server.statistics.counts import UsageKey
 from shoal_server.statistics.statistics import OTHERS, Statistics
-from shoal_server.statistics.totals import CallerTotals, within_bound
+from shoal_server.statistics.totals import CallerTotals, both, within_bound
 from shoal_server.usage.history import UsageHistory
 
 # Of one transaction; between two of them requests have their turn.
@@ -63,11 +64,8 @@ class KeptStatistics:
         self._history = history
         self._store = store
         self._wall_clock = wall_clock
-        # What the past became by being read; written with the first counts.
-        self._read = [began_change(past.began_s)]
-        for key in {*past.callers, *callers}:
-            if past.callers.get(key) != callers.get(key):
-                self._read.append(caller_change(key, callers.get(key)))
+        # What the past became by being read: transactions, written before the first counts.
+        self._read = [[began_change(past.began_s)], *_merged(past.callers, callers)]
 
     async def run(self, interval_s: float) -> None:
         """Write again and again, until cancelled."""
@@ -96,7 +94,6 @@ class KeptStatistics:
             return
 
         def changes() -> Iterator[Change]:
-            yield from self._read
             for key in models:
                 yield total_change(key, self.all_time.of_model(key))
             for caller in callers:
@@ -106,13 +103,15 @@ class KeptStatistics:
                 yield pattern_change(name, history.patterns.get(name))
 
         try:
+            while self._read:
+                await self._store.write(*self._read[0])
+                del self._read[0]
             await self._write_in_parts(changes())
         except BaseException:
             statistics.changed_models |= models
             statistics.changed_callers |= callers
             history.changed |= names
             raise
-        self._read = []
 
     async def _write_in_parts(self, changes: Iterator[Change]) -> None:
         part: list[Change] = []
@@ -122,3 +121,24 @@ class KeptStatistics:
                 await self._store.write(*part)
                 part = []
         await self._store.write(*part)
+
+
+def _merged(
+    before: Mapping[UsageKey, CallerTotals], after: Mapping[UsageKey, CallerTotals]
+) -> Iterator[list[Change]]:
+    """Transactions after which callers that lost their names are counted as `OTHERS`.
+
+    In each a few of them: as long as all are done in order, whatever ends the server in
+    between, nothing is counted twice, or not at all.
+    """
+    lost = [key for key in before if key not in after]
+    merged = {key: each for key, each in before.items() if key[0] == OTHERS}
+    at_once = _CHANGES_AT_ONCE // 2  # each may change a record of the others, too
+    for first in range(0, len(lost), at_once):
+        some = lost[first : first + at_once]
+        for key in some:
+            others = (OTHERS, key[1])
+            merged[others] = both(merged.get(others), before[key])
+        changes = [caller_change(key, None) for key in some]
+        changes += [caller_change(key, merged[key]) for key in {(OTHERS, key[1]) for key in some}]
+        yield changes

@@ -81,6 +81,8 @@ class LoadedModel:
         self._improvement = improvement
         self._improving: asyncio.Task[None] | None = None
         self._adopting: Future[None] | None = None
+        # With a caller that leaves goes its lease, and the thread works on.
+        self._shrinking: set[asyncio.Future[None]] = set()
         self._warm_form = warm_form
 
     @property
@@ -122,7 +124,10 @@ class LoadedModel:
         """Give back memory that only runs need; nobody closes it meanwhile."""
         if isinstance(self._backend, OnnxModel | BoundModel):
             loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self._executor, self._backend.shrink)
+            work = loop.run_in_executor(self._executor, self._backend.shrink)
+            self._shrinking.add(work)
+            work.add_done_callback(self._shrinking.discard)
+            await asyncio.shield(work)
 
     def abort(self, reason: Unavailable) -> None:
         """Fail the requests that wait, and take no more."""
@@ -140,6 +145,8 @@ class LoadedModel:
         # Runs whose callers left may still be going on.
         await self.batcher.idle()
         await self._turns.idle()
+        if self._shrinking:
+            await asyncio.wait(self._shrinking)
         await asyncio.get_running_loop().run_in_executor(self._executor, self._free)
 
     def _free(self) -> None:

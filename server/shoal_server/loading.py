@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import structlog
 
@@ -25,12 +23,7 @@ from shoal_server.batching.slots import Slots
 from shoal_server.batching.turns import Turns
 from shoal_server.batching.warm_up import warm_up, warm_up_shapes
 from shoal_server.core import ModelKey
-from shoal_server.errors import (
-    AllocationFailed,
-    InferenceFailed,
-    ModelLoadFailed,
-    ShoalError,
-)
+from shoal_server.errors import AllocationFailed, ModelLoadFailed, ShoalError
 from shoal_server.inference.backend import Backend
 from shoal_server.inference.bound_model import BoundModel
 from shoal_server.inference.cuda import CudaOptions
@@ -38,10 +31,17 @@ from shoal_server.inference.devices import CPU
 from shoal_server.inference.graph_in_memory import GraphInMemory, hold
 from shoal_server.inference.onnx_model import OnnxModel
 from shoal_server.inference.packed import PackedCache, packed_key
-from shoal_server.inference.packing import save_packed
 from shoal_server.inference.tokenizer import TextTokenizer
+from shoal_server.load_source import (
+    Source,
+    cpu_bytes,
+    explained,
+    graph_files,
+    open_tokenizer,
+    release_locals,
+    warm_bytes,
+)
 from shoal_server.loaded_model import Improvement, Kept, LoadedModel, WarmModel
-from shoal_server.registry.manifest import TOKENIZER_FILE
 from shoal_server.registry.registry import ModelVersion, Registry
 from shoal_server.registry.verification import Verification
 from shoal_server.residency.probes import Gpus, resident_set_bytes, return_free_memory
@@ -49,13 +49,6 @@ from shoal_server.residency.probes import Gpus, resident_set_bytes, return_free_
 __all__ = ["LoadOptions", "LoadedModel", "ModelLoader"]
 
 log = structlog.get_logger(__name__)
-
-# A session on the CPU takes its weights, a part of them again in packed form, and
-# the runtime's own structures (docs/performance.md: 126 MB for a file of 90 MB).
-_BYTES_PER_FILE_BYTE = 1.35
-_BYTES_OF_RUNTIME = 8 * 1024 * 1024
-# A tokenizer in memory, by its file: 6.3 MB for 0.71 MB (all-MiniLM-L6-v2), rounded up.
-_BYTES_PER_TOKENIZER_BYTE = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,10 +123,8 @@ class ModelLoader:
 
     def predict_bytes(self, key: ModelKey, device: str) -> int:
         """Size in memory, from the size of the files."""
-        file_bytes = self._registry.version(key).file_bytes
-        if device != CPU:
-            return file_bytes
-        return int(file_bytes * _BYTES_PER_FILE_BYTE) + _BYTES_OF_RUNTIME
+        version = self._registry.version(key)
+        return version.file_bytes if device != CPU else cpu_bytes(version)
 
     def predict_peak_bytes(self, key: ModelKey, device: str) -> int:
         """Size in memory, and on the CPU the graph's file once more: it is read whole first.
@@ -168,7 +159,7 @@ class ModelLoader:
             )
             self._distrusted.discard(key)
         except ShoalError as error:
-            _release_locals(error)
+            release_locals(error)
             raise
         finally:
             self._loading -= 1
@@ -210,7 +201,7 @@ class ModelLoader:
             ModelLoadFailed: It can not be opened out of memory.
         """
         files = Verification(self._registry.repository, version, {})
-        names = _graph_files(version)
+        names = graph_files(version)
         contents = files.read(names, verify=self._options.verify_files)
         graph = contents.pop(version.chosen.graph)
         beside = {names[name]: data for name, data in contents.items()}
@@ -275,25 +266,25 @@ class ModelLoader:
         if cache:
             assert isinstance(backend, OnnxModel)  # noqa: S101  (there is a cache for the CPU only)
             improvement = Improvement(partial(self._pack, source), partial(self._adopt, backend))
-        return _Opened(tokenizer, backend, cost, size_bytes, improvement, _warm_bytes(version))
+        return _Opened(tokenizer, backend, cost, size_bytes, improvement, warm_bytes(version))
 
     def _open_kept(self, version: ModelVersion, device: str, kept: Kept) -> _Opened:
         before = self._used_bytes(device)
-        with _explained(version):
+        with explained(version):
             backend, cost = self._open_on_gpu(version, device, kept.tokenizer, kept.graph)
         size_bytes = self._measure(version, device, before)
-        return _Opened(kept.tokenizer, backend, cost, size_bytes, None, _warm_bytes(version))
+        return _Opened(kept.tokenizer, backend, cost, size_bytes, None, warm_bytes(version))
 
-    def _look_at(self, version: ModelVersion, cache: PackedCache | None, trust: bool) -> _Source:
+    def _look_at(self, version: ModelVersion, cache: PackedCache | None, trust: bool) -> Source:
         key = packed_key(version.files)
         checked = cache.verified(key) if cache and trust else {}
         files = Verification(self._registry.repository, version, checked)
         if not self._options.verify_files:
             # Nobody compares SHA-256: what was written to counts as another graph.
             key = packed_key({path: str(seen) for path, seen in files.signatures.items()})
-        return _Source(version, key, files, trust)
+        return Source(version, key, files, trust)
 
-    def _verify(self, source: _Source, beside: Executor) -> Future[None]:
+    def _verify(self, source: Source, beside: Executor) -> Future[None]:
         """Check the graph now and its weights meanwhile."""
         if not self._options.verify_files:
             return beside.submit(lambda: None)
@@ -301,13 +292,13 @@ class ModelLoader:
         return beside.submit(source.files.check_weights)
 
     def _open_parts(
-        self, source: _Source, cache: PackedCache | None, device: str
+        self, source: Source, cache: PackedCache | None, device: str
     ) -> tuple[TextTokenizer, OnnxModel | BoundModel, CostModel]:
         version = source.version
         manifest = version.manifest
         packed = cache.find(source.key, trust=source.trust) if cache else None
-        with _explained(version):
-            tokenizer = _open_tokenizer(version)
+        with explained(version):
+            tokenizer = open_tokenizer(version)
             if device != CPU:
                 return (tokenizer, *self._open_on_gpu(version, device, tokenizer))
             backend = self._open_graph(version, packed, tokenizer.pad_id)
@@ -354,7 +345,7 @@ class ModelLoader:
                 log.warning("packed_graph_unusable", model=str(version.key), error=error.message)
         return open_(version.graph)
 
-    def _pack(self, source: _Source) -> Path | None:
+    def _pack(self, source: Source) -> Path | None:
         """Pack the graph where that was not done before; holds nothing of its session."""
         assert self._cache is not None  # noqa: S101
         model = str(source.version.key)
@@ -402,71 +393,3 @@ class ModelLoader:
             return resident_set_bytes()
         memory = self._gpus.memory(int(device.removeprefix("cuda:")))
         return memory.total_bytes - memory.free_bytes if memory else None
-
-
-@dataclass(frozen=True, slots=True)
-class _Source:
-    """What one load reads."""
-
-    version: ModelVersion
-    key: str
-    """Of the graph's packed form."""
-    files: Verification
-    trust: bool
-    """Whether what was checked before, and not written to since, need not be read."""
-
-    def save_packed(self, target: Path) -> None:
-        """Pack the graph, unless it was written to since it was verified."""
-        graph = self.version.graph
-        manifest = self.version.manifest
-        save_packed(
-            graph,
-            target,
-            vocabulary_size=manifest.vocabulary_size,
-            max_tokens=manifest.max_tokens,
-        )
-        if not self.files.still_holds():
-            raise OSError(f"{graph.name} was changed while it was packed")
-
-
-def _release_locals(error: BaseException | None) -> None:
-    """A failure is remembered, and with its traceback whatever was opened before it."""
-    while error is not None:
-        traceback.clear_frames(error.__traceback__)
-        error = error.__context__
-
-
-@contextmanager
-def _explained(version: ModelVersion) -> Iterator[None]:
-    """What goes wrong in opening is the load's failure, and names the model."""
-    try:
-        yield
-    except ModelLoadFailed as error:
-        # Tokenizer and runtime know no names.
-        message = f"model {version.key}: {error.message}"
-        raise type(error)(message, metadata=error.metadata) from error
-    except InferenceFailed as error:
-        # A graph that can not run at all: remembered, not loaded for every request.
-        raise ModelLoadFailed(f"model {version.key}: {error.message}") from error
-    except MemoryError as error:
-        raise AllocationFailed(f"model {version.key}: out of memory") from error
-
-
-def _graph_files(version: ModelVersion) -> dict[str, str]:
-    """What the graph is opened from: path below the version's folder, and below the graph's."""
-    folder = PurePath(version.chosen.graph).parent
-    names = [PurePath(name) for name in version.files if name != TOKENIZER_FILE]
-    return {str(name): str(name.relative_to(folder)) for name in names}
-
-
-def _warm_bytes(version: ModelVersion) -> int:
-    tokenizer_bytes = (version.folder / TOKENIZER_FILE).stat().st_size
-    return version.file_bytes + (_BYTES_PER_TOKENIZER_BYTE - 1) * tokenizer_bytes
-
-
-def _open_tokenizer(version: ModelVersion) -> TextTokenizer:
-    manifest = version.manifest
-    try:
-        return TextTokenizer.open(version.folder / TOKENIZER_FILE, manifest.max_tokens)
-    except ValueError as error:
-        raise ModelLoadFailed(str(error)) from error

@@ -11,10 +11,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO
@@ -22,7 +23,8 @@ from typing import IO
 from shoal_server.errors import UpdateFailed
 
 _SAID_BYTES = 2000
-_TERMINATE_S = 5.0
+# Longer than it waits itself for what it started.
+_TERMINATE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,37 +42,86 @@ class NewerPull:
         Raises:
             UpdateFailed: It could not be prepared; says why.
         """
-        loop = asyncio.get_running_loop()
-        # A thread of its own, for it may take an hour. Not asyncio's way to start a process:
-        # uvloop runs Python between fork and exec, which a process of many threads must not.
-        waiter = ThreadPoolExecutor(1, thread_name_prefix="shoal-pull")
-        with TemporaryFile() as said:
-            try:
-                process = await loop.run_in_executor(waiter, self._start, name, said)
-            except OSError as error:
-                raise UpdateFailed(f"preparing can not be started: {error.strerror}") from error
-            try:
-                async with asyncio.timeout(self.timeout_s):
-                    status = await loop.run_in_executor(waiter, process.wait)
-            except TimeoutError:
-                raise UpdateFailed(f"preparing took longer than {self.timeout_s:g} s") from None
-            finally:
-                await _end(process, partial(loop.run_in_executor, waiter, process.wait))
-                waiter.shutdown(wait=False)
-            if status != 0:
-                raise UpdateFailed(_last_line(said) or f"preparing ended with status {status}")
+        try:
+            with TemporaryFile() as said:
+                status = await self._run(name, said)
+                if status != 0:
+                    raise UpdateFailed(_last_line(said) or f"preparing ended with status {status}")
+        except OSError as error:
+            raise UpdateFailed(f"preparing can not be started: {error.strerror}") from error
 
-    def _start(self, name: str, said: IO[bytes]) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(  # noqa: S603 - our own command, no shell
-            [
-                *(sys.executable, "-m", "shoal_server", "models", "pull", name, "--if-newer"),
-                *("--model-dir", str(self.model_dir)),
-            ],
+    async def _run(self, name: str, said: IO[bytes]) -> int:
+        command = [
+            *(sys.executable, "-m", "shoal_server", "models", "pull", name, "--if-newer"),
+            *("--model-dir", str(self.model_dir)),
+        ]
+        process = _Process()
+        # A thread of its own, for it may take an hour. Not asyncio's way to start a process: by
+        # its source (0.23, handles/process.pyx) uvloop calls PyOS_AfterFork_Child in the child
+        # before exec; subprocess calls nothing of Python's there.
+        thread = ThreadPoolExecutor(1, thread_name_prefix="shoal-pull")
+        ended = asyncio.get_running_loop().run_in_executor(thread, process.run, command, said)
+        thread.shutdown(wait=False)
+        try:
+            async with asyncio.timeout(self.timeout_s):
+                return await asyncio.shield(ended)
+        except TimeoutError:
+            raise UpdateFailed(f"preparing took longer than {self.timeout_s:g} s") from None
+        finally:
+            if not ended.done():
+                process.send(signal.SIGTERM)
+                try:
+                    await asyncio.wait({ended}, timeout=_TERMINATE_S)
+                finally:
+                    process.send(signal.SIGKILL)
+
+
+class _Process:
+    """A process that a thread starts and waits for, with all that it starts itself."""
+
+    def __init__(self) -> None:
+        # Guards what follows: the thread starts the process, the event loop ends it.
+        self._lock = threading.Lock()
+        self._group = 0
+        self._sent: signal.Signals | None = None
+
+    def run(self, command: Sequence[str], said: IO[bytes]) -> int:
+        """Start it, wait for its end, and end what it left behind; in a thread.
+
+        Args:
+            command: Program and arguments.
+            said: Gets what it writes on stderr.
+
+        Returns:
+            Its exit status.
+
+        Raises:
+            OSError: It can not be started.
+        """
+        process = subprocess.Popen(  # noqa: S603 - our own command, no shell
+            command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=said,
             start_new_session=True,
         )
+        with self._lock:
+            self._group = process.pid
+            if self._sent is not None:  # while it was being started
+                _signal(self._group, self._sent)
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        with self._lock:
+            # Before it is reaped: until then the number is no other process's.
+            _signal(self._group, signal.SIGKILL)
+            self._group = 0
+        return process.wait()
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to it and all that it started, once it is there; from any thread."""
+        with self._lock:
+            self._sent = number
+            if self._group:
+                _signal(self._group, number)
 
 
 def _last_line(said: IO[bytes]) -> str:
@@ -83,20 +134,6 @@ def _last_line(said: IO[bytes]) -> str:
     )
 
 
-async def _end(process: subprocess.Popen[bytes], ended: partial[asyncio.Future[int]]) -> None:
-    """End it, and all that it started, if it goes on."""
-    if process.returncode is not None:
-        return
-    _signal(process, signal.SIGTERM)
-    try:
-        async with asyncio.timeout(_TERMINATE_S):
-            await ended()
-    except TimeoutError:
-        pass
-    finally:
-        _signal(process, signal.SIGKILL)
-
-
-def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+def _signal(group: int, number: signal.Signals) -> None:
     with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, number)
+        os.killpg(group, number)

@@ -117,7 +117,7 @@ class Registrar:
 
         Raises:
             InvalidInput: It can not be a name.
-            FailedPrecondition: It is an alias, or an alias stands for it.
+            FailedPrecondition: It is an alias, or an alias stands for it, or is about to.
             ModelNotFound: There is no such model.
             NotPersisted: The disk refused; nothing was changed.
         """
@@ -137,8 +137,10 @@ class Registrar:
         self._registry.register(name)
 
     async def _take_out(self, name: str) -> None:
-        await self._store.write(deregistered_change(name, True))
-        self._registry.deregister(name)
+        with self._registry.claims.leaving(name):
+            self._check_no_target(name)
+            await self._store.write(deregistered_change(name, True))
+            self._registry.deregister(name)
         await self._index.forget(name)
         log.info("model_deregistered", model=name)
         self._events.publish(ModelDeregistered(name))
@@ -158,6 +160,8 @@ class Registrar:
         self._check_no_alias(name)
         if not await asyncio.to_thread(self._registry.repository.has, name):
             raise ModelNotFound(f"there is no model {name!r}", metadata={"model": name})
+
+    def _check_no_target(self, name: str) -> None:
         for alias in self._registry.aliases.values():
             for target in alias.targets:
                 if target.key.name == name:

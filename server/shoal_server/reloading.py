@@ -125,18 +125,26 @@ class Reloader:
         key = fresh.key
         with self._conditions.updating(key, "its files are read again"):
             self._distrust(key)
-            resident = self._pool.get(key)
-            if resident is None or resident.state not in (State.LOADING, State.READY):
+            if self._served_by(key) is None:
                 repository = self._registry.repository
                 await asyncio.to_thread(repository.verify_files, key.name, key.version, fresh.files)
                 if self._pool.is_warm(key):  # of the files as they were
                     await self._pool.unload(key)
+            resident = self._served_by(key)  # somebody may have asked for it meanwhile
+            if resident is None:
                 self._registry.adopt(fresh)
                 self._pool.forget_failure(key)
                 return ""
             device = self._device(fresh, before, resident)
             await self._pool.replace(key, device, lambda: self._registry.adopt(fresh))
             return device
+
+    def _served_by(self, key: ModelKey) -> Resident[LoadedModel] | None:
+        """Its session, there or on its way in; None: there is none, or it leaves."""
+        resident = self._pool.get(key)
+        if resident is None or resident.state not in (State.LOADING, State.READY):
+            return None
+        return resident
 
     def _served(self, key: ModelKey) -> ModelVersion:
         """The version as requests get it now."""

@@ -24,7 +24,7 @@ from weakref import WeakValueDictionary
 import structlog
 
 from shoal_server.core import ModelKey, ModelRef, valid_name
-from shoal_server.errors import FailedPrecondition, InvalidInput, ModelNotFound
+from shoal_server.errors import FailedPrecondition, InvalidInput, ModelNotFound, UpdateFailed
 from shoal_server.loading import LoadedModel
 from shoal_server.placement import Placement
 from shoal_server.registry.aliases import Alias, Target, check_targets, new_alias
@@ -201,7 +201,7 @@ class Switcher:
         """Let a model's bare name mean its newest version, where that is `key`.
 
         Raises:
-            FailedPrecondition: It is not, or not any longer.
+            UpdateFailed: It is not, or not any longer.
             ShoalError: As `set_version_policy`.
         """
         name = key.name
@@ -209,7 +209,11 @@ class Switcher:
             began_s = time.monotonic()
             now = await asyncio.to_thread(self._registry.repository.resolve, ModelRef(name))
             if now != key or name in self._registry.pins:
-                raise FailedPrecondition(f"{name} does not mean the newest version any longer")
+                # No fault of this version: another time it may be.
+                raise UpdateFailed(
+                    f"{name} means no newest version, or another one than {key.version}, by now",
+                    metadata={"model": name, "version": key.version},
+                )
             fresh = await self._registry.look_up(ModelRef(name, key.version))
             await self._change(
                 name, SwitchCause.UPDATE, self._meaning(name), [fresh], pin_change(name, None),
@@ -278,8 +282,12 @@ class Switcher:
             warm_s = time.monotonic() - began_s
 
             async def commit() -> NameSwitched:
-                await self._store.write(record)
-                point()
+                models = {version.key.name for version in versions}
+                with self._registry.claims.naming(models):
+                    for model in models:  # it may have been deregistered while it was loaded
+                        self._registry.check_registered(model)
+                    await self._store.write(record)
+                    point()
                 new = tuple(version.key for version in versions)
                 switch_s = time.monotonic() - began_s - warm_s
                 switch = NameSwitched(name, cause, tuple(old), new, warm_s, switch_s)

@@ -12,10 +12,12 @@ Nobody who asks for a model notices, but for the time that the runs take.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import cast
 
 import numpy as np
@@ -136,7 +138,7 @@ class Verifier:
         reference = await asyncio.to_thread(self._read, version)
         with await self._lease(version) as lease:
             began_s = time.monotonic()
-            vectors = await _embed(lease.session, reference.kept.texts)
+            vectors = await embed_kept(lease.session, reference.kept.texts)
         accuracy = judge(
             reference.kept,
             vectors,
@@ -198,16 +200,25 @@ class Verifier:
             raise ModelFileCorrupt(f"model {key}: {error}") from error
 
 
-async def _embed(model: LoadedModel, texts: tuple[str, ...]) -> Vectors | None:
-    """float32[N, D]; None when a vector is not finite."""
+async def embed_kept(model: LoadedModel, texts: tuple[str, ...]) -> Vectors | None:
+    """Embed the texts that are kept with a model, a few at a time, behind everybody else's.
+
+    Returns:
+        float32[N, D]; None when a vector is not finite.
+
+    Raises:
+        ShoalError: The server is too busy, or a run failed.
+    """
     encodings = await asyncio.to_thread(model.tokenizer.encode, texts)
     rows: list[Vectors] = []
     for first in range(0, len(encodings), _TEXTS_AT_ONCE):
         ids = [each.ids for each in encodings[first : first + _TEXTS_AT_ONCE]]
         try:
             rows += await model.batcher.submit(ids, priority=Priority.LOW).rows()
-        except InferenceFailed:
-            return None
+        except InferenceFailed as error:
+            if error.not_finite:
+                return None
+            raise
     return np.stack(rows)
 
 
@@ -216,6 +227,7 @@ def next_due(
     outcomes: Mapping[ModelKey, Accuracy],
     now_s: float,
     interval_s: float,
+    tried: Mapping[ModelKey, float] = MappingProxyType({}),
 ) -> ModelKey | None:
     """Whose turn it is to be verified: of those that are due, who was it longest ago.
 
@@ -224,12 +236,15 @@ def next_due(
         outcomes: The last of each.
         now_s: On the outcomes' clock.
         interval_s: Between two verifications of one version.
+        tried: When those were tried last that could not be verified.
     """
 
     def last_s(key: ModelKey) -> float:
-        return outcomes[key].at_s if key in outcomes else -1.0
+        at_s = outcomes[key].at_s if key in outcomes else -math.inf
+        return max(at_s, tried.get(key, -math.inf))
 
-    due = [key for key in ready if last_s(key) <= now_s - interval_s]
+    # What was verified in times to come was so before the clock went back.
+    due = [key for key in ready if not now_s - interval_s < last_s(key) <= now_s]
     return min(due, key=lambda key: (last_s(key), str(key)), default=None)
 
 
@@ -245,20 +260,20 @@ class Schedule:
 
     async def run(self) -> None:
         """Look at an interval, for ever; at each look at most one model is verified."""
-        without: set[ModelKey] = set()
+        tried: dict[ModelKey, float] = {}
         while True:
             await asyncio.sleep(min(self.interval_s, _LOOK_S))
             try:
-                await self.look(without)
+                await self.look(tried)
             except Exception:
                 # Another look may find the disk in order.
                 log.exception("verification_failed")
 
-    async def look(self, without: set[ModelKey]) -> ModelKey | None:
+    async def look(self, tried: dict[ModelKey, float]) -> ModelKey | None:
         """Verify the model whose turn it is, unless the server is busy.
 
         Args:
-            without: Versions with nothing to compare with, left out; more are added.
+            tried: When versions could not be verified; is kept up to date.
 
         Returns:
             What was verified.
@@ -266,23 +281,20 @@ class Schedule:
         residents = [each for each in self.pool.residents() if each.state is State.READY]
         if any(each.session and each.session.batcher.waiting_items for each in residents):
             return None
-        key = next_due(
-            [each.key for each in residents if each.key not in without],
-            self.verifier.outcomes,
-            self.wall_clock(),
-            self.interval_s,
-        )
+        now_s = self.wall_clock()
+        ready = [each.key for each in residents]
+        key = next_due(ready, self.verifier.outcomes, now_s, self.interval_s, tried)
         if key is None:
             return None
+        # Noted whatever becomes of it: what can not be verified takes nobody's turn.
+        tried[key] = now_s
         try:
             await self.verifier.verify_version(self.registry.version(key))
-        except NothingToCompare as error:
-            without.add(key)
-            log.info("not_verified", model=str(key), reason=error.message)
-            return None
         except ShoalError as error:
-            log.warning("not_verified", model=str(key), reason=error.message)
+            tell = log.info if isinstance(error, NothingToCompare) else log.warning
+            tell("not_verified", model=str(key), reason=error.message)
             return None
+        del tried[key]
         return key
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from shoal_client import AsyncClient, Client, FailedPreconditionError
+from shoal_client import AsyncClient, Client, FailedPreconditionError, InvalidArgumentError
 from tests.reference import keep_vectors
 from tests.running import RunningServer
 from tests.tiny_model import make_tiny_model
@@ -54,6 +54,6 @@ def test_refusals_arrive(address: str) -> None:
 
 
 def test_another_source_is_refused_here(address: str) -> None:
-    """Before anything is sent; the message has those that there are."""
-    with Client(address) as client, pytest.raises(ValueError, match="repository, hub"):
+    """Before anything is sent, as other words that are none; the message has those there are."""
+    with Client(address) as client, pytest.raises(InvalidArgumentError, match="repository, hub"):
         client.update_model("tiny", source="moon")

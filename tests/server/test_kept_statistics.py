@@ -28,10 +28,12 @@ class CountingStore(RecordStore):
         self.is_full = False
         self.written: list[Change] = []
         self.most_at_once = 0
+        self.writes_left = 1000
 
     async def write(self, *changes: Change) -> None:
-        if self.is_full:
+        if self.is_full or not self.writes_left:
             raise NotPersisted("the disk is full")
+        self.writes_left -= 1
         await super().write(*changes)
         self.written += changes
         self.most_at_once = max(self.most_at_once, len(changes))
@@ -192,3 +194,27 @@ async def test_a_forgotten_name_is_forgotten_in_the_file(
     monkeypatch.undo()
     again = await machine.start()
     assert set(again.history.patterns) == {"b"}
+
+
+async def test_merging_callers_of_the_past_counts_nothing_twice_or_never(machine: Machine) -> None:
+    """Wherever among the writes the server is killed."""
+    callers = 150
+    server = await machine.start(max_pairs=1000)
+    for number in range(callers):
+        server.ask(f"caller {number}")
+    await server.kept.write()
+    writes = 0
+    while True:
+        again = await machine.start(max_pairs=1)
+        again.history.asked("a")
+        again.store.writes_left = writes
+        try:
+            await again.kept.write()
+        except NotPersisted:
+            writes += 1
+        else:
+            break
+        fresh = await machine.start(max_pairs=1000)
+        all_time = fresh.kept.all_time
+        assert sum(all_time.of_caller(key).requests for key in all_time.callers()) == callers
+    assert writes > 1

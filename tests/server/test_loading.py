@@ -30,7 +30,7 @@ from shoal_server.registry.manifest import GRAPH_FILE, TOKENIZER_FILE, VERSION_F
 from shoal_server.registry.registry import Registry
 from shoal_server.registry.repository import ModelRepository
 from shoal_server.residency.probes import Gpus
-from tests.server.batching.fakes import RecordingObserver
+from tests.server.batching.fakes import RecordingObserver, settle
 from tests.tiny_model import TinyModel, add_tiny_variant, make_tiny_model
 
 LIMITS = BatchLimits(max_items=8, max_tokens=64, max_padding_waste=0.5, max_wait_s=0.25)
@@ -461,3 +461,33 @@ async def test_a_packed_form_that_is_gone_when_it_is_opened_fails_no_load(
     monkeypatch.setattr(PackedCache, "find", lambda self, key, **_: self._root / key / "graph.onnx")
     model = await load(tiny, cache=True)
     np.testing.assert_allclose(await vector(model, "red"), tiny.vector("red"), atol=1e-6)
+
+
+async def test_closing_a_model_waits_for_memory_that_is_being_given_back(
+    load: Loading, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where who asked for that has left, and its lease with it."""
+    began, go_on = threading.Event(), threading.Event()
+    done: list[str] = []
+
+    def shrink(_: OnnxModel) -> None:
+        began.set()
+        go_on.wait(30)
+        done.append("shrunk")
+
+    monkeypatch.setattr(OnnxModel, "shrink", shrink)
+    monkeypatch.setattr(OnnxModel, "close", lambda _: done.append("closed"))
+    model = await load(make_tiny_model(root))
+    load.forget()
+    shrinking = asyncio.create_task(model.shrink())
+    await asyncio.to_thread(began.wait, 30)
+    shrinking.cancel()
+    closing = asyncio.create_task(model.close())
+    await asyncio.wait({shrinking})
+    await settle()
+    # Behind what the loop has asked the other thread for.
+    await asyncio.get_running_loop().run_in_executor(load._executor, lambda: None)
+    assert done == []
+    go_on.set()
+    await closing
+    assert done == ["shrunk", "closed"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,8 @@ from shoal_server.registry.memory_pins import MemoryPins
 from shoal_server.registry.registry import Registry
 from shoal_server.registry.repository import ModelRepository
 from shoal_server.registry.store import Change, RecordStore
-from tests.server.residency.fakes import CPU, Bench
+from tests.server.batching.fakes import settle
+from tests.server.residency.fakes import CPU, Bench, Gate
 from tests.tiny_model import make_tiny_model
 
 PLAIN, STEADY = ModelKey("plain", "1"), ModelKey("steady", "1")
@@ -29,8 +31,10 @@ class Disk(RecordStore):
         super().__init__(Path("nowhere"))
         self.is_full = False
         self.written: list[Change] = []
+        self.gate = Gate()
 
     async def write(self, *changes: Change) -> None:
+        await self.gate.passed()
         if self.is_full:
             raise NotPersisted("the disk is full")
         self.written += changes
@@ -130,3 +134,17 @@ async def test_what_is_not_in_memory_is_not_pinned(parts: Parts) -> None:
     await parts.pins.remember(PLAIN, True, by_manifest=False)
     await parts.catalog.pin("plain", False)
     assert parts.pins.by_version == {}
+
+
+@pytest.mark.parametrize("last", [True, False])
+async def test_of_a_pin_and_an_unpin_at_once_the_last_one_counts(parts: Parts, last: bool) -> None:
+    """In memory as on disk, though the disk was slow."""
+    await parts.catalog.load("plain", pin=last)
+    parts.disk.gate.close()
+    changes = []
+    for pinned in (not last, last):
+        changes.append(asyncio.create_task(parts.catalog.pin("plain", pinned)))
+        await settle()
+    parts.disk.gate.open()
+    await asyncio.gather(*changes)
+    assert parts.is_pinned(PLAIN) == parts.pins.by_version.get(PLAIN, False) == last

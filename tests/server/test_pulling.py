@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import subprocess
+import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from shoal_server.errors import UpdateFailed
 from shoal_server.pulling import NewerPull
+from tests.server.api.calls import eventually
 from tests.tiny_model import make_tiny_model
 
 
@@ -25,3 +31,64 @@ async def test_it_is_bounded_in_time(tmp_path: Path) -> None:
     with pytest.raises(UpdateFailed, match=r"longer than 0\.01 s$"):
         await NewerPull(tmp_path, timeout_s=0.01)("local")
     assert psutil.Process().children() == []
+
+
+async def test_a_caller_that_leaves_while_it_is_started_ends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread starts it all the same: nobody else would know of it."""
+    starting, left = threading.Event(), threading.Event()
+
+    class Popen(subprocess.Popen[bytes]):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            starting.set()
+            left.wait()
+            super().__init__(*args, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", Popen)
+    program = write_program(tmp_path / "program", "exec sleep 600")
+    monkeypatch.setattr(sys, "executable", str(program))
+    pulling = asyncio.create_task(NewerPull(tmp_path, timeout_s=60)("local"))
+    await asyncio.to_thread(starting.wait)
+    pulling.cancel()
+    await asyncio.sleep(0)
+    left.set()
+    with pytest.raises(asyncio.CancelledError):
+        await pulling
+    assert psutil.Process().children() == []
+
+
+async def test_what_it_leaves_behind_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as when it was killed for want of memory, and what it started was not."""
+    program = write_program(tmp_path / "program", "sleep 600 2>/dev/null & echo $! >&2; exit 3")
+    monkeypatch.setattr(sys, "executable", str(program))
+    with pytest.raises(UpdateFailed) as raised:
+        await NewerPull(tmp_path, timeout_s=60)("local")
+    left_behind = int(raised.value.message)
+    await asyncio.to_thread(eventually, lambda: not is_running(left_behind), "it is ended")
+
+
+async def test_a_disk_without_room_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As any other reason for which it can not be prepared."""
+
+    def refuse() -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("shoal_server.pulling.TemporaryFile", refuse)
+    with pytest.raises(UpdateFailed, match="can not be started: No space left on device"):
+        await NewerPull(tmp_path, timeout_s=60)("local")
+
+
+def write_program(path: Path, lines: str) -> Path:
+    path.write_text(f"#!/bin/sh\n{lines}\n")
+    path.chmod(0o755)
+    return path
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False

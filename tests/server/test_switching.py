@@ -12,7 +12,16 @@ from typing import Any, cast
 import pytest
 
 from shoal_server.core import ModelKey, ModelRef
-from shoal_server.errors import InvalidInput, ModelLoadFailed, NotPersisted
+from shoal_server.errors import (
+    FailedPrecondition,
+    InvalidInput,
+    ModelLoadFailed,
+    ModelNotFound,
+    NotPersisted,
+    UpdateFailed,
+)
+from shoal_server.registering import Registrar
+from shoal_server.registry.index import RepositoryIndex
 from shoal_server.registry.registry import NamedTarget, Registry
 from shoal_server.registry.repository import ModelRepository
 from shoal_server.registry.store import Change, RecordStore
@@ -61,6 +70,17 @@ class Parts:
     def switch(self, key: ModelKey, alias: str = "prod") -> asyncio.Task[Any]:
         target = NamedTarget(ModelRef(key.name, key.version), 1)
         return asyncio.create_task(self.switcher.switch(alias, [target]))
+
+    def deregister(self) -> asyncio.Task[None]:
+        registrar = Registrar(
+            self.registry,
+            RepositoryIndex(self.registry),
+            cast(Any, self.bench.pool),
+            self.store,
+            self.published,
+            lambda _: None,
+        )
+        return asyncio.create_task(registrar.deregister("tiny"))
 
     def meaning(self) -> ModelKey:
         version = self.registry.known("prod")
@@ -173,3 +193,52 @@ async def test_a_policy_is_of_a_model_and_not_of_a_version(parts: Parts) -> None
         with pytest.raises(InvalidInput) as raised:
             await parts.switcher.set_version_policy("tiny@1", version)
         assert raised.value.field == "model"
+
+
+async def test_what_is_deregistered_while_it_loads_gets_no_name(parts: Parts) -> None:
+    """The alias would answer NOT_FOUND, after a restart too."""
+    await parts.switcher.remove_alias("prod")
+    gate = parts.bench.loader.load_gates[TWO]
+    gate.close()
+    switching = parts.switch(TWO)
+    await gate.reached.wait()
+    deregistering = parts.deregister()
+    await parts.store.gates["tiny"].reached.wait()
+    await settle()
+    gate.open()
+    with pytest.raises(ModelNotFound, match="deregistered"):
+        await switching
+    await deregistering
+    assert "prod" not in parts.registry.aliases
+    assert [change.key for change in parts.store.written] == ["prod", "prod", "tiny"]
+
+
+@pytest.mark.parametrize("first", ["switch", "deregister"])
+async def test_of_a_switch_and_a_deregistration_one_is_made(parts: Parts, first: str) -> None:
+    """The one that is written first; the other one is refused."""
+    await parts.switcher.remove_alias("prod")
+    held = parts.store.gates["prod" if first == "switch" else "tiny"]
+    held.reached.clear()
+    held.close()
+    begin = {"switch": lambda: parts.switch(ONE), "deregister": parts.deregister}
+    tasks = {first: begin.pop(first)()}
+    await held.reached.wait()
+    ((second, start),) = begin.items()
+    tasks[second] = start()
+    await settle()
+    held.open()
+    done = await asyncio.gather(*tasks.values(), return_exceptions=True)
+    outcomes = dict(zip(tasks, done, strict=True))
+    assert not isinstance(outcomes[first], Exception)
+    assert isinstance(outcomes[second], FailedPrecondition | ModelNotFound)
+    assert ("prod" in parts.registry.aliases) == (first == "switch")
+    assert ("tiny" in parts.registry.deregistered) == (first == "deregister")
+
+
+async def test_an_update_that_was_overtaken_is_no_fault_of_the_version(parts: Parts) -> None:
+    """It is tried again another time: a newer one came, or somebody pinned the name."""
+    with pytest.raises(UpdateFailed, match="another one than 1"):
+        await parts.switcher.update(ONE)
+    await parts.switcher.set_version_policy("tiny", "1")
+    with pytest.raises(UpdateFailed):
+        await parts.switcher.update(TWO)

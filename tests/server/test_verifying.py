@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
 from shoal_server.core import ModelKey
+from shoal_server.errors import (
+    InferenceFailed,
+    ModelFileCorrupt,
+    NothingToCompare,
+    ShoalError,
+)
 from shoal_server.registry.accuracy import Accuracy
-from shoal_server.verifying import next_due
+from shoal_server.residency.resident import State
+from shoal_server.verifying import Schedule, embed_kept, next_due
+from tests.server.clock import Clock
 
 A, B, C = (ModelKey(name, "1") for name in "abc")
 
@@ -35,3 +48,62 @@ def test_nobody_before_the_interval_is_over() -> None:
 def test_nobody_where_nothing_is_in_memory() -> None:
     """What left memory is not verified."""
     assert next_due([], {A: at(0.0)}, now_s=1000.0, interval_s=60.0) is None
+
+
+def test_a_clock_that_went_back_does_not_stop_it() -> None:
+    """What was verified in times to come is due."""
+    assert next_due([A], {A: at(5000.0)}, now_s=1000.0, interval_s=60.0) == A
+
+
+@pytest.mark.parametrize("error", [NothingToCompare("none kept"), ModelFileCorrupt("damaged")])
+async def test_one_that_can_not_be_verified_keeps_nobody_from_a_turn(error: ShoalError) -> None:
+    """It is tried again after the interval, not at each look."""
+    clock, asked = Clock(1000.0), list[ModelKey]()
+    outcomes: dict[ModelKey, Accuracy] = {}
+
+    async def verify_version(key: ModelKey) -> None:
+        asked.append(key)
+        if key == A:
+            raise error
+        outcomes[key] = at(clock.now_s)
+
+    residents = [SimpleNamespace(key=key, state=State.READY, session=None) for key in (A, B)]
+    schedule = Schedule(
+        cast(Any, SimpleNamespace(outcomes=outcomes, verify_version=verify_version)),
+        cast(Any, SimpleNamespace(version=lambda key: key)),
+        cast(Any, SimpleNamespace(residents=lambda: residents)),
+        interval_s=100.0,
+        wall_clock=clock,
+    )
+    tried: dict[ModelKey, float] = {}
+    for _ in range(6):
+        await schedule.look(tried)
+        clock.now_s += 30.0
+    assert asked == [A, B, A, B]
+
+
+class Failing:
+    """A model whose runs fail."""
+
+    def __init__(self, error: ShoalError) -> None:
+        self.error = error
+        self.tokenizer = SimpleNamespace(
+            encode=lambda texts: [SimpleNamespace(ids=[1]) for _ in texts]
+        )
+        self.batcher = self
+
+    def submit(self, *_: object, **__: object) -> Failing:
+        return self
+
+    async def rows(self) -> None:
+        raise self.error
+
+
+async def test_a_run_that_fails_says_nothing_of_the_vectors() -> None:
+    """Such as for want of memory; only what is not finite does."""
+    assert (
+        await embed_kept(cast(Any, Failing(InferenceFailed("so", not_finite=True))), ("red",))
+        is None
+    )
+    with pytest.raises(InferenceFailed):
+        await embed_kept(cast(Any, Failing(InferenceFailed("no memory"))), ("red",))

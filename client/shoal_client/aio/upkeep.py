@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from shoal.v1.updates_pb2 import (
-    ModelReloaded,
-    ReloadModelRequest,
-    UpdateModelRequest,
-    UpdateModelResponse,
-)
+from shoal.v1.updates_pb2 import ModelReloaded, ReloadModelRequest, UpdateModelResponse
 from shoal.v1.verification_pb2 import ModelVerified, VerifyModelRequest
-from shoal_client.base import ClientBase
-from shoal_client.updates import update_source
-
-if TYPE_CHECKING:
-    from shoal_client.aio.calls import Method, Request, Response
+from shoal_client.aio.versions import AsyncVersionsClient
+from shoal_client.requests import new_update_request
 
 
-class AsyncUpkeepClient(ClientBase):
+class AsyncUpkeepClient(AsyncVersionsClient):
     """The part of `AsyncClient` that verifies, reloads and updates models."""
 
     async def verify_model(
@@ -50,19 +40,7 @@ class AsyncUpkeepClient(ClientBase):
         request_id: str = "",
     ) -> UpdateModelResponse:
         """As `Client.update_model`."""
-        request = UpdateModelRequest(model=model, source=update_source(source))
+        request = new_update_request(model, source)
         return await self._call(
             lambda server: server.control.UpdateModel, request, timeout_s, request_id
         )
-
-    async def _call(
-        self,
-        method: Method[Request, Response],
-        request: Request,
-        timeout_s: float | None,
-        request_id: str,
-        *,
-        once: bool = False,
-    ) -> Response:
-        """The answer to one call; `once` for those that are not idempotent."""
-        raise NotImplementedError

@@ -68,7 +68,7 @@ class ControlClient(UpkeepClient, UsageClient, ProfileClient, RegistrationClient
 
         Args:
             text: Words that must all be in name, description, source, licence or tags.
-            states: "ready", "unloaded", "failed", … (`ModelState`): any of them.
+            states: "ready", "registered", "error", … (`ModelState`): any of them.
             device: In memory there: "cpu", "cuda:0", …
             tags: All of them.
             kind: Such as "text_embedding" (`ModelKind`).
@@ -83,6 +83,9 @@ class ControlClient(UpkeepClient, UsageClient, ProfileClient, RegistrationClient
             descending: The greatest first.
             timeout_s: See the class; for each page of 500.
             request_id: See the class.
+
+        Raises:
+            InvalidArgumentError: A state, kind, type of inputs or order has no such name.
         """
         request = new_list_request(
             text,

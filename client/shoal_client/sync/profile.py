@@ -40,7 +40,8 @@ class ProfileClient(VersionsClient):
         """Measure how fast a model is on the server, by batch size and length.
 
         Takes seconds to minutes: the server rests after each run, so that requests are
-        served meanwhile. It keeps the profile; `get_profile` shows it again.
+        served meanwhile. It keeps the profile; `get_profile` shows it again. Never tried
+        again by the SDK, and asked of the first server.
 
         Args:
             model: See `get_model`; of an alias of several versions, the one with most of
@@ -60,6 +61,7 @@ class ProfileClient(VersionsClient):
             request_id: See the class.
 
         Raises:
+            ModelNotFoundError: The repository has none of that name.
             InvalidArgumentError: A number is out of its limits.
             OverloadedError: Another model is being profiled.
             FailedPreconditionError: It can not be loaded, or left memory meanwhile.
@@ -97,6 +99,7 @@ class ProfileClient(VersionsClient):
             request_id: See the class.
 
         Raises:
+            ModelNotFoundError: The repository has none of that name.
             FailedPreconditionError: It has none of this version, precision, device,
                 hardware and runtime.
         """

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from shoal.v1.updates_pb2 import (
-    ModelReloaded,
-    ReloadModelRequest,
-    UpdateModelRequest,
-    UpdateModelResponse,
-)
+from shoal.v1.updates_pb2 import ModelReloaded, ReloadModelRequest, UpdateModelResponse
 from shoal.v1.verification_pb2 import ModelVerified, VerifyModelRequest
-from shoal_client.base import ClientBase
-from shoal_client.updates import update_source
-
-if TYPE_CHECKING:
-    from shoal_client.sync.calls import Method, Request, Response
+from shoal_client.requests import new_update_request
+from shoal_client.sync.versions import VersionsClient
 
 
-class UpkeepClient(ClientBase):
+class UpkeepClient(VersionsClient):
     """The part of `Client` that verifies, reloads and updates models."""
 
     def verify_model(
@@ -96,19 +86,7 @@ class UpkeepClient(ClientBase):
             ModelNotFoundError: The repository has none of that name.
             FailedPreconditionError: The name is pinned to a version, or the newer one is
                 no good; the name means what it meant.
-            ValueError: `source` is another word.
+            InvalidArgumentError: `source` is another word.
         """
-        request = UpdateModelRequest(model=model, source=update_source(source))
+        request = new_update_request(model, source)
         return self._call(lambda server: server.control.UpdateModel, request, timeout_s, request_id)
-
-    def _call(
-        self,
-        method: Method[Request, Response],
-        request: Request,
-        timeout_s: float | None,
-        request_id: str,
-        *,
-        once: bool = False,
-    ) -> Response:
-        """The answer to one call; `once` for those that are not idempotent."""
-        raise NotImplementedError

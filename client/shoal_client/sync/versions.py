@@ -99,6 +99,13 @@ class VersionsClient(ClientBase):
     ) -> None:
         """Forget an alias and its history; what it stood for stays in memory.
 
+        Never tried again by the SDK: a second one would find nothing.
+
+        Args:
+            alias: Its name.
+            timeout_s: See the class.
+            request_id: See the class.
+
         Raises:
             ModelNotFoundError: There is no such alias.
         """

@@ -181,13 +181,13 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     EVENT_KIND_PRESSURE_CHANGED: _EventKind.ValueType  # 5
     EVENT_KIND_SETTINGS_CHANGED: _EventKind.ValueType  # 6
     EVENT_KIND_NAME_SWITCHED: _EventKind.ValueType  # 20
-    EVENT_KIND_PRELOAD_DECIDED: _EventKind.ValueType  # 70
+    EVENT_KIND_MODEL_REGISTERED: _EventKind.ValueType  # 56
+    EVENT_KIND_MODEL_DEREGISTERED: _EventKind.ValueType  # 57
     EVENT_KIND_MODEL_VERIFIED: _EventKind.ValueType  # 60
     EVENT_KIND_MODEL_RELOADED: _EventKind.ValueType  # 61
     EVENT_KIND_MODEL_UPDATED: _EventKind.ValueType  # 62
     EVENT_KIND_MODEL_UPDATE_FAILED: _EventKind.ValueType  # 63
-    EVENT_KIND_MODEL_REGISTERED: _EventKind.ValueType  # 56
-    EVENT_KIND_MODEL_DEREGISTERED: _EventKind.ValueType  # 57
+    EVENT_KIND_PRELOAD_DECIDED: _EventKind.ValueType  # 70
     EVENT_KIND_WARM_MODEL_RELEASED: _EventKind.ValueType  # 80
     EVENT_KIND_MODEL_PROFILED: _EventKind.ValueType  # 90
 
@@ -202,13 +202,13 @@ EVENT_KIND_MODEL_LOAD_FAILED: EventKind.ValueType  # 4
 EVENT_KIND_PRESSURE_CHANGED: EventKind.ValueType  # 5
 EVENT_KIND_SETTINGS_CHANGED: EventKind.ValueType  # 6
 EVENT_KIND_NAME_SWITCHED: EventKind.ValueType  # 20
-EVENT_KIND_PRELOAD_DECIDED: EventKind.ValueType  # 70
+EVENT_KIND_MODEL_REGISTERED: EventKind.ValueType  # 56
+EVENT_KIND_MODEL_DEREGISTERED: EventKind.ValueType  # 57
 EVENT_KIND_MODEL_VERIFIED: EventKind.ValueType  # 60
 EVENT_KIND_MODEL_RELOADED: EventKind.ValueType  # 61
 EVENT_KIND_MODEL_UPDATED: EventKind.ValueType  # 62
 EVENT_KIND_MODEL_UPDATE_FAILED: EventKind.ValueType  # 63
-EVENT_KIND_MODEL_REGISTERED: EventKind.ValueType  # 56
-EVENT_KIND_MODEL_DEREGISTERED: EventKind.ValueType  # 57
+EVENT_KIND_PRELOAD_DECIDED: EventKind.ValueType  # 70
 EVENT_KIND_WARM_MODEL_RELEASED: EventKind.ValueType  # 80
 EVENT_KIND_MODEL_PROFILED: EventKind.ValueType  # 90
 Global___EventKind: _TypeAlias = EventKind  # noqa: Y015
@@ -1109,13 +1109,13 @@ class Event(_message.Message):
     PRESSURE_CHANGED_FIELD_NUMBER: _builtins.int
     SETTINGS_CHANGED_FIELD_NUMBER: _builtins.int
     NAME_SWITCHED_FIELD_NUMBER: _builtins.int
-    PRELOAD_DECIDED_FIELD_NUMBER: _builtins.int
+    MODEL_REGISTERED_FIELD_NUMBER: _builtins.int
+    MODEL_DEREGISTERED_FIELD_NUMBER: _builtins.int
     MODEL_VERIFIED_FIELD_NUMBER: _builtins.int
     MODEL_RELOADED_FIELD_NUMBER: _builtins.int
     MODEL_UPDATED_FIELD_NUMBER: _builtins.int
     MODEL_UPDATE_FAILED_FIELD_NUMBER: _builtins.int
-    MODEL_REGISTERED_FIELD_NUMBER: _builtins.int
-    MODEL_DEREGISTERED_FIELD_NUMBER: _builtins.int
+    PRELOAD_DECIDED_FIELD_NUMBER: _builtins.int
     WARM_MODEL_RELEASED_FIELD_NUMBER: _builtins.int
     MODEL_PROFILED_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
@@ -1155,8 +1155,12 @@ class Event(_message.Message):
         """A name means other versions."""
 
     @_builtins.property
-    def preload_decided(self) -> _usage_pb2.PreloadDecided:
-        """A model is loaded before it is asked for."""
+    def model_registered(self) -> _registration_pb2.ModelRegistered:
+        """A model, or its changes, became known."""
+
+    @_builtins.property
+    def model_deregistered(self) -> _registration_pb2.ModelDeregistered:
+        """A model is neither served nor listed any longer."""
 
     @_builtins.property
     def model_verified(self) -> _verification_pb2.ModelVerified:
@@ -1175,12 +1179,8 @@ class Event(_message.Message):
         """A newer version could not be had, or is not served."""
 
     @_builtins.property
-    def model_registered(self) -> _registration_pb2.ModelRegistered:
-        """A model, or its changes, became known."""
-
-    @_builtins.property
-    def model_deregistered(self) -> _registration_pb2.ModelDeregistered:
-        """A model is neither served nor listed any longer."""
+    def preload_decided(self) -> _usage_pb2.PreloadDecided:
+        """A model is loaded before it is asked for."""
 
     @_builtins.property
     def warm_model_released(self) -> Global___WarmModelReleased:
@@ -1203,13 +1203,13 @@ class Event(_message.Message):
         pressure_changed: Global___PressureChanged | None = ...,
         settings_changed: _settings_pb2.SettingsChanged | None = ...,
         name_switched: _versions_pb2.NameSwitched | None = ...,
-        preload_decided: _usage_pb2.PreloadDecided | None = ...,
+        model_registered: _registration_pb2.ModelRegistered | None = ...,
+        model_deregistered: _registration_pb2.ModelDeregistered | None = ...,
         model_verified: _verification_pb2.ModelVerified | None = ...,
         model_reloaded: _updates_pb2.ModelReloaded | None = ...,
         model_updated: _updates_pb2.ModelUpdated | None = ...,
         model_update_failed: _updates_pb2.ModelUpdateFailed | None = ...,
-        model_registered: _registration_pb2.ModelRegistered | None = ...,
-        model_deregistered: _registration_pb2.ModelDeregistered | None = ...,
+        preload_decided: _usage_pb2.PreloadDecided | None = ...,
         warm_model_released: Global___WarmModelReleased | None = ...,
         model_profiled: _profile_pb2.ModelProfiled | None = ...,
     ) -> None: ...
@@ -1217,7 +1217,7 @@ class Event(_message.Message):
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "kind", b"kind", "model_deregistered", b"model_deregistered", "model_load_failed", b"model_load_failed", "model_loaded", b"model_loaded", "model_profiled", b"model_profiled", "model_registered", b"model_registered", "model_reloaded", b"model_reloaded", "model_state_changed", b"model_state_changed", "model_unloaded", b"model_unloaded", "model_update_failed", b"model_update_failed", "model_updated", b"model_updated", "model_verified", b"model_verified", "name_switched", b"name_switched", "preload_decided", b"preload_decided", "pressure_changed", b"pressure_changed", "sequence", b"sequence", "settings_changed", b"settings_changed", "time", b"time", "warm_model_released", b"warm_model_released"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["model_state_changed", "model_loaded", "model_unloaded", "model_load_failed", "pressure_changed", "settings_changed", "name_switched", "preload_decided", "model_verified", "model_reloaded", "model_updated", "model_update_failed", "model_registered", "model_deregistered", "warm_model_released", "model_profiled"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["model_state_changed", "model_loaded", "model_unloaded", "model_load_failed", "pressure_changed", "settings_changed", "name_switched", "model_registered", "model_deregistered", "model_verified", "model_reloaded", "model_updated", "model_update_failed", "preload_decided", "warm_model_released", "model_profiled"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -1522,8 +1522,8 @@ class GetServerInfoResponse(_message.Message):
     bytes_in_flight: _builtins.int
     """Bytes of the requests admitted and not yet answered."""
     state_problem: _builtins.str
-    """Why changes of aliases, pins, tags and deprecations are kept in memory only, and
-    lost when the server ends; empty: they are on disk when they are answered.
+    """Why changes of aliases, pins, tags, deprecations and what is deregistered are kept in
+    memory only, and lost when the server ends; empty: they are on disk when they are answered.
     """
     @_builtins.property
     def runtime_providers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:

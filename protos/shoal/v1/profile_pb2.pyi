@@ -410,7 +410,7 @@ Global___GetProfileResponse: _TypeAlias = GetProfileResponse  # noqa: Y015
 
 @_typing.final
 class ModelProfiled(_message.Message):
-    """A model was profiled."""
+    """An event: a model was profiled."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

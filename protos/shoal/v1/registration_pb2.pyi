@@ -18,7 +18,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class ModelRegistered(_message.Message):
-    """A model became known to the server, or changes of its files did (RegisterModel)."""
+    """An event: a model became known to the server, or changes of its files did (RegisterModel)."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -48,7 +48,7 @@ Global___ModelRegistered: _TypeAlias = ModelRegistered  # noqa: Y015
 
 @_typing.final
 class ModelDeregistered(_message.Message):
-    """A model is neither served nor listed any longer (DeregisterModel)."""
+    """An event: a model is neither served nor listed any longer (DeregisterModel)."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

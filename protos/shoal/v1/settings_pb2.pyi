@@ -137,7 +137,7 @@ Global___Setting: _TypeAlias = Setting  # noqa: Y015
 
 @_typing.final
 class SettingsChanged(_message.Message):
-    """Somebody called UpdateSettings, and something is different now."""
+    """An event: somebody called UpdateSettings, and something is different now."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

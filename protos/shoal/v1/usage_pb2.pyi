@@ -170,7 +170,7 @@ Global___UsagePrediction: _TypeAlias = UsagePrediction  # noqa: Y015
 
 @_typing.final
 class PreloadDecided(_message.Message):
-    """A model is loaded before it is asked for, because it usually is at this time."""
+    """An event: a model is loaded before it is asked for, because it usually is at this time."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

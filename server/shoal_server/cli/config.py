@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from shoal_server.cli.output import print_folded
 from shoal_server.settings import LoadedSettings, show
-
-_UNFOLDED = 10_000
 
 
 def config(loaded: LoadedSettings) -> None:
@@ -23,7 +19,6 @@ def config(loaded: LoadedSettings) -> None:
         style = "" if origin == "default" else "bold"
         value = escape(show(getattr(loaded.values, name)))
         table.add_row(name, value, escape(origin), style=style)
-    # Rows are folded to fit a terminal; for programs, one line each.
-    Console(width=None if sys.stdout.isatty() else _UNFOLDED).print(table)
+    print_folded(table)
     for name in loaded.unknown_variables:
         typer.echo(f"shoal: {name} is no setting", err=True)

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from enum import StrEnum
 from typing import Annotated
 
 import typer
-from google.protobuf.json_format import MessageToDict
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from shoal.v1 import capabilities_pb2 as capabilities_pb
 from shoal.v1 import model_control_pb2 as pb
+from shoal_server.cli.output import AsJson, echo_messages, new_table, unfolded
 from shoal_server.cli.remote import Address, CaFile, Server, ServerName, Timeout, Tls
 
-_UNFOLDED = 100_000  # columns: no line is that long
 _STATE = "MODEL_STATE_"
 
 _KINDS = {
@@ -66,7 +62,7 @@ def find(
     sort: Annotated[Sort, typer.Option(help="What to sort by.")] = Sort.NAME,
     descending: Annotated[bool, typer.Option("--descending", help="The greatest first.")] = False,
     limit: Annotated[int, typer.Option(help="At most so many.", min=1, max=1000)] = 100,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+    as_json: AsJson = False,
     address: Address = "",
     timeout_s: Timeout = 10,
     tls: Tls = False,
@@ -98,16 +94,12 @@ def find(
     with Server(address, tls, ca_file, server_name).control() as control:
         answer = control.ListModels(request, timeout=timeout_s)
     if as_json:
-        facts = [MessageToDict(each, preserving_proto_field_name=True) for each in answer.models]
-        typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+        echo_messages(answer.models)
         return
-    table = Table(box=None, pad_edge=False)
-    for title in (
-        *("model", "state", "device", "dimensions", "precisions", "languages"),
-        "tags",
+    table = new_table(
+        *("model", "state", "device", "dimensions", "precisions", "languages", "tags"),
         "why it is in its state",
-    ):
-        table.add_column(title, no_wrap=True)
+    )
     for model in answer.models:
         table.add_row(
             f"{model.name}@{model.version}" if model.version else model.name,
@@ -119,8 +111,7 @@ def find(
             escape(" ".join(model.tags)),
             escape(model.state_reason),
         )
-    # Never folded: a name that is cut in two can not be copied, or found by grep.
-    Console(width=_UNFOLDED).print(table)
+    unfolded().print(table)
     if answer.next_page_token:
         typer.echo(f"{len(answer.models)} of {answer.total}; --limit shows more", err=True)
 

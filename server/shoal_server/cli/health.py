@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import grpc
 import typer
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from shoal_server.settings import SettingsError, load_settings
+from shoal_server.cli.remote import (
+    Address,
+    CaFile,
+    ServerName,
+    Timeout,
+    Tls,
+    open_channel,
+    own_address,
+)
 
 
 def health(
-    address: Annotated[
-        str,
-        typer.Option(
-            envvar="SHOAL_ADDRESS",
-            help="HOST:PORT of the server's gRPC; default: what `shoal serve` would take here.",
-            show_default=False,
-        ),
-    ] = "",
+    address: Address = "",
     model: Annotated[str, typer.Option(help="Ask about one model, not the whole server.")] = "",
-    timeout_s: Annotated[float, typer.Option("--timeout", help="Seconds to wait.", min=0.001)] = 3,
-    tls: Annotated[bool, typer.Option("--tls", help="Connect with TLS.")] = False,
-    ca_file: Annotated[
-        Path | None, typer.Option(help="PEM roots to trust; default: the system's.")
-    ] = None,
-    server_name: Annotated[
-        str, typer.Option(help="Name in the server's certificate, where it is not the address.")
-    ] = "",
+    timeout_s: Timeout = 3,
+    tls: Tls = False,
+    ca_file: CaFile = None,
+    server_name: ServerName = "",
 ) -> None:
     """Print SERVING and exit 0, or what is wrong and exit 1."""
     service = f"shoal.model/{model}" if model else ""
@@ -47,27 +43,3 @@ def health(
     typer.echo(name)
     if answer.status != health_pb2.HealthCheckResponse.SERVING:
         raise typer.Exit(1)
-
-
-def own_address() -> str:
-    """Where a server with these settings listens, as seen from the same machine."""
-    try:
-        settings = load_settings().values
-    except SettingsError as error:
-        typer.echo(f"shoal: {error}", err=True)
-        raise typer.Exit(2) from None
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.grpc_host, settings.grpc_host)  # noqa: S104
-    return f"[{host}]:{settings.grpc_port}" if ":" in host else f"{host}:{settings.grpc_port}"
-
-
-def open_channel(address: str, tls: bool, ca_file: Path | None, server_name: str) -> grpc.Channel:
-    """A channel to a server; a file that can not be read ends the command."""
-    if not tls:
-        return grpc.insecure_channel(address)
-    try:
-        roots = ca_file.read_bytes() if ca_file else None
-    except OSError as error:
-        typer.echo(f"shoal: {ca_file}: {error.strerror}", err=True)
-        raise typer.Exit(2) from None
-    options = [("grpc.ssl_target_name_override", server_name)] if server_name else None
-    return grpc.secure_channel(address, grpc.ssl_channel_credentials(roots), options)

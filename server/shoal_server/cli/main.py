@@ -8,35 +8,15 @@ from typing import Annotated
 import typer
 
 from shoal_server.cli.config import config
-from shoal_server.cli.find import find
 from shoal_server.cli.health import health
-from shoal_server.cli.labels import COMMANDS as LABEL_COMMANDS
-from shoal_server.cli.memory import MEMORY_COMMANDS
 from shoal_server.cli.models import models_app
 from shoal_server.cli.options import with_settings
-from shoal_server.cli.profile import profile
-from shoal_server.cli.registration import COMMANDS as REGISTRATION_COMMANDS
 from shoal_server.cli.settings import settings
-from shoal_server.cli.statistics import stats
-from shoal_server.cli.upkeep import COMMANDS as UPKEEP_COMMANDS
-from shoal_server.cli.usage import usage
-from shoal_server.cli.versions import COMMANDS as VERSION_COMMANDS
-from shoal_server.cli.watch import watch
 from shoal_server.inference.devices import runtime_conflict
 from shoal_server.settings import LoadedSettings
 
 # Other distributions add commands here; the SDK adds `embed`.
 _PLUGINS = "shoal.commands"
-
-models_app.command("find")(find)
-models_app.command("profile")(profile)
-models_app.command("stats")(stats)
-models_app.command("usage")(usage)
-models_app.command("watch")(watch)
-for _command_name, _command in {**VERSION_COMMANDS, **LABEL_COMMANDS, **MEMORY_COMMANDS}.items():
-    models_app.command(_command_name)(_command)
-for _command_name, _command in {**UPKEEP_COMMANDS, **REGISTRATION_COMMANDS}.items():
-    models_app.command(_command_name)(_command)
 
 
 def _version(wanted: bool) -> None:

@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Annotated
 
 import typer
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.json_format import MessageToDict
-from google.protobuf.timestamp_pb2 import Timestamp
-from rich.console import Console
 from rich.table import Table
 
 from shoal.v1 import model_control_pb2 as pb
+from shoal_server.cli.output import (
+    AsJson,
+    echo_message,
+    in_utc,
+    in_words,
+    megabytes,
+    new_table,
+    unfolded,
+)
 from shoal_server.cli.remote import Address, CaFile, Server, ServerName, Timeout, Tls
 
-_UNFOLDED = 100_000  # columns: no line is that long
 # Loading a large model takes its time, and so do the requests that an unload waits for.
 _LOAD_TIMEOUT_S = 600.0
 _SHOWN_DEPARTURES = 10
 
+ForceAfter = Annotated[
+    float | None,
+    typer.Option(
+        "--force-after",
+        help="Fail the requests that are left after so many seconds. Default: wait for them.",
+        min=0,
+    ),
+]
 _Ref = Annotated[str, typer.Argument(metavar="NAME[@VERSION]")]
 
 
 def memory(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+    as_json: AsJson = False,
     address: Address = "",
     timeout_s: Timeout = 10,
     tls: Tls = False,
@@ -42,11 +54,9 @@ def memory(
             warm_models=info.warm_models,
             departures=info.departures,
         )
-        facts = MessageToDict(shown, preserving_proto_field_name=True)
-        typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+        echo_message(shown)
         return
-    # Never folded: a name that is cut in two can not be copied, or found by grep.
-    console = Console(width=_UNFOLDED)
+    console = unfolded()
     console.print(_devices(info))
     if info.residents:
         console.print(_residents(info))
@@ -74,12 +84,7 @@ def load(
 
 def unload(
     ref: _Ref,
-    force_after_s: Annotated[
-        float | None,
-        typer.Option(
-            "--force-after", help="Fail the requests that are left after so many seconds.", min=0
-        ),
-    ] = None,
+    force_after_s: ForceAfter = None,
     address: Address = "",
     timeout_s: Timeout = _LOAD_TIMEOUT_S,
     tls: Tls = False,
@@ -132,11 +137,11 @@ MEMORY_COMMANDS: dict[str, Callable[..., None]] = {
 
 
 def _devices(info: pb.GetServerInfoResponse) -> Table:
-    table = _table("device", "pressure", "in use", "models", "bytes", "budget")
+    table = new_table("device", "pressure", "in use", "models", "bytes", "budget")
     for each in info.devices:
         table.add_row(
             each.device,
-            _word(pb.PressureLevel.Name(each.pressure), "PRESSURE_LEVEL_"),
+            in_words(pb.PressureLevel.Name(each.pressure), "PRESSURE_LEVEL_"),
             f"{each.memory_use:.0%}" if each.HasField("memory_use") else "",
             str(each.resident_models),
             _mb(each.resident_bytes),
@@ -146,7 +151,7 @@ def _devices(info: pb.GetServerInfoResponse) -> Table:
 
 
 def _residents(info: pb.GetServerInfoResponse) -> Table:
-    table = _table(
+    table = new_table(
         *("model", "device", "state", "bytes", "uses", "leases", "last use", "idle left"),
         *("pinned", "loaded for"),
     )
@@ -155,41 +160,41 @@ def _residents(info: pb.GetServerInfoResponse) -> Table:
         table.add_row(
             f"{each.model}@{each.version}",
             held.device,
-            _word(pb.ModelState.Name(each.state), "MODEL_STATE_"),
+            in_words(pb.ModelState.Name(each.state), "MODEL_STATE_"),
             _mb(held.memory_bytes),
             str(held.uses),
             str(held.leases),
-            _time(held.last_used_at),
+            in_utc(held.last_used_at),
             _left(held.idle_left) if held.HasField("idle_left") else "for ever",
             "pinned" if held.pinned else "",
-            _word(pb.LoadReason.Name(held.load_reason), "LOAD_REASON_"),
+            in_words(pb.LoadReason.Name(held.load_reason), "LOAD_REASON_"),
         )
     return table
 
 
 def _warm(info: pb.GetServerInfoResponse) -> Table:
-    table = _table("warm in RAM", "bytes", "last use", "idle left")
+    table = new_table("warm in RAM", "bytes", "last use", "idle left")
     for each in info.warm_models:
         table.add_row(
             f"{each.model}@{each.version}",
             _mb(each.memory_bytes),
-            _time(each.last_used_at),
+            in_utc(each.last_used_at),
             _left(each.idle_left) if each.HasField("idle_left") else "for ever",
         )
     return table
 
 
 def _departures(info: pb.GetServerInfoResponse) -> Table:
-    table = _table("left", "at", "why")
+    table = new_table("left", "at", "why")
     for each in info.departures[:_SHOWN_DEPARTURES]:
         room = f" to make room for {each.made_room_for}" if each.made_room_for else ""
-        why = _word(pb.UnloadReason.Name(each.reason), "UNLOAD_REASON_")
-        table.add_row(f"{each.model}@{each.version}", _time(each.at), why + room)
+        why = in_words(pb.UnloadReason.Name(each.reason), "UNLOAD_REASON_")
+        table.add_row(f"{each.model}@{each.version}", in_utc(each.at), why + room)
     return table
 
 
 def _print_model(model: pb.ModelInfo) -> None:
-    state = _word(pb.ModelState.Name(model.state), "MODEL_STATE_")
+    state = in_words(pb.ModelState.Name(model.state), "MODEL_STATE_")
     why = f" ({model.state_reason})" if model.state_reason not in ("", "pinned") else ""
     facts = [f"{model.name}@{model.version}: {state}{why}"]
     if model.HasField("residency"):
@@ -198,24 +203,8 @@ def _print_model(model: pb.ModelInfo) -> None:
     typer.echo(", ".join(facts))
 
 
-def _table(*titles: str) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for title in titles:
-        table.add_column(title, no_wrap=True)
-    return table
-
-
-def _word(name: str, prefix: str) -> str:
-    word = name.removeprefix(prefix).lower().replace("_", " ")
-    return "" if word == "unspecified" else word
-
-
 def _mb(size_bytes: int) -> str:
-    return f"{size_bytes / 1e6:.0f} MB" if size_bytes else ""
-
-
-def _time(moment: Timestamp) -> str:
-    return moment.ToDatetime().isoformat(sep=" ", timespec="seconds") + " UTC"
+    return megabytes(size_bytes) if size_bytes else ""
 
 
 def _left(duration: Duration) -> str:

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import signal
 from datetime import UTC
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from google.protobuf.json_format import MessageToDict
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from shoal.v1 import profile_pb2 as pb
 from shoal.v1.model_control_pb2_grpc import ModelControlServiceStub
+from shoal_server.cli.output import AsJson, echo_message, unfolded
 from shoal_server.cli.remote import Address, CaFile, Server, ServerName, Tls
 
 _WRONG_USAGE = 2
-_INTERRUPTED = 128 + signal.SIGINT
-_UNFOLDED = 100_000  # columns: no line is that long
 _SHOW_S = 10.0
 _PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 
@@ -36,7 +32,7 @@ def profile(
         Path | None,
         typer.Option(help="Draw it into this file, too: .png, .svg or .pdf.", dir_okay=False),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+    as_json: AsJson = False,
     batch_sizes: Annotated[
         str, typer.Option(metavar="N,N,…", help="Items in a batch. Default: 1, 2, 4, …")
     ] = "",
@@ -85,8 +81,7 @@ def profile(
     if plot is not None:
         _draw(found, plot)
     if as_json:
-        fields = MessageToDict(found, preserving_proto_field_name=True)
-        typer.echo(json.dumps(fields, indent=2, ensure_ascii=False))
+        echo_message(found)
     else:
         _print(found)
 
@@ -113,8 +108,6 @@ def _measure(control: ModelControlServiceStub, request: pb.ProfileModelRequest) 
                         progress.advance(task)
                     case "profile":
                         return answer.profile
-    except KeyboardInterrupt:
-        raise typer.Exit(_INTERRUPTED) from None
     finally:
         call.cancel()
     typer.echo("shoal: the server ended the call before it had a profile", err=True)
@@ -165,7 +158,7 @@ def _draw(found: pb.ModelProfile, path: Path) -> None:
 def _print(found: pb.ModelProfile) -> None:
     console = Console()
     if not console.is_terminal:
-        console = Console(width=_UNFOLDED)
+        console = unfolded()
     for line in _head(found):
         console.print(line, highlight=False, markup=False)
     console.print(_table(found))
@@ -190,17 +183,8 @@ def _head(found: pb.ModelProfile) -> list[str]:
 def _table(found: pb.ModelProfile) -> Table:
     table = Table(box=None, pad_edge=False)
     for title in (
-        *(
-            "tokens",
-            "items",
-            "runs",
-            "best ms",
-            "p50 ms",
-            "p95 ms",
-            "items/s",
-            "tokens/s",
-            "memory MB",
-        ),
+        *("tokens", "items", "runs", "best ms", "p50 ms", "p95 ms"),
+        *("items/s", "tokens/s", "memory MB"),
     ):
         table.add_column(title, justify="right")
     for cell in found.cells:

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Annotated
 
 import typer
-from google.protobuf import duration_pb2
 
 from shoal.v1 import model_control_pb2 as pb
+from shoal_server.cli.memory import ForceAfter
+from shoal_server.cli.output import AsJson, echo_message
 from shoal_server.cli.remote import Address, CaFile, Server, ServerName, Timeout, Tls
 
 # Requests in flight may take their time.
@@ -19,6 +20,7 @@ _Name = Annotated[str, typer.Argument(metavar="NAME", help="Of its folder in the
 
 def register(
     name: _Name,
+    as_json: AsJson = False,
     address: Address = "",
     timeout_s: Timeout = 10,
     tls: Tls = False,
@@ -31,6 +33,9 @@ def register(
     """
     with Server(address, tls, ca_file, server_name).control() as control:
         answer = control.RegisterModel(pb.RegisterModelRequest(model=name), timeout=timeout_s)
+    if as_json:
+        echo_message(answer)
+        return
     version = f"@{answer.model.version}" if answer.model.version else ", without a version"
     if answer.added:
         what = "registered"
@@ -42,12 +47,7 @@ def register(
 
 def deregister(
     name: _Name,
-    force_after: Annotated[
-        float | None,
-        typer.Option(
-            help="Seconds that requests in flight get. Default: as long as they take.", min=0
-        ),
-    ] = None,
+    force_after_s: ForceAfter = None,
     address: Address = "",
     timeout_s: Timeout = _UNLOAD_TIMEOUT_S,
     tls: Tls = False,
@@ -59,10 +59,8 @@ def deregister(
     Its files, tags and pins stay. It outlasts a restart.
     """
     request = pb.DeregisterModelRequest(model=name)
-    if force_after is not None:
-        duration = duration_pb2.Duration()
-        duration.FromNanoseconds(round(force_after * 1e9))
-        request.force_after.CopyFrom(duration)
+    if force_after_s is not None:
+        request.force_after.FromNanoseconds(round(force_after_s * 1e9))
     with Server(address, tls, ca_file, server_name).control() as control:
         control.DeregisterModel(request, timeout=timeout_s)
     typer.echo(f"{name}: deregistered")

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from shoal.v1 import settings_pb2 as pb
+from shoal_server.cli.output import AsJson, echo_json, print_folded
 from shoal_server.cli.remote import Address, CaFile, Server, ServerName, Timeout, Tls
 
-_UNFOLDED = 10_000
 _WRONG_USAGE = 2
 
 
@@ -25,7 +23,7 @@ def settings(
     persist: Annotated[
         bool, typer.Option("--persist", help="Keep the changes over restarts.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+    as_json: AsJson = False,
     address: Address = "",
     timeout_s: Timeout = 10,
     tls: Tls = False,
@@ -41,7 +39,7 @@ def settings(
         found = control.UpdateSettings(request, timeout=timeout_s).settings
     if as_json:
         values = {each.name: each.value for each in found}
-        typer.echo(json.dumps(values, indent=2, ensure_ascii=False))
+        echo_json(values)
         return
     table = Table(box=None, pad_edge=False)
     for title in ("setting", "value", "configured", "note"):
@@ -57,9 +55,7 @@ def settings(
             _note(each),
             style="bold" if was_changed else "",
         )
-    # Rows are folded to fit a terminal; for programs, one line each.
-    console = Console()
-    (console if console.is_terminal else Console(width=_UNFOLDED)).print(table)
+    print_folded(table)
 
 
 def _note(setting: pb.Setting) -> str:

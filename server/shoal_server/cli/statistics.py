@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import json
-import signal
 import time
 from collections.abc import Iterator
 from typing import Annotated
 
 import typer
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.json_format import MessageToDict
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
 from shoal.v1 import statistics_pb2 as pb
+from shoal.v1.model_control_pb2_grpc import ModelControlServiceStub
+from shoal_server.cli.output import AsJson, echo_json, facts_of, unfolded
 from shoal_server.cli.remote import Address, CaFile, Server, ServerName, Timeout, Tls
-
-_UNFOLDED = 100_000  # columns: no line is that long
-_INTERRUPTED = 128 + signal.SIGINT
 
 
 def stats(
     model: Annotated[
         str, typer.Argument(metavar="[NAME[@VERSION]]", help="Default: all models.")
     ] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+    as_json: AsJson = False,
     watch: Annotated[
         bool, typer.Option("--watch", "-w", help="Again and again, until Ctrl-C.")
     ] = False,
@@ -44,43 +40,30 @@ def stats(
 
     Of the last minute or so, since the server started, and of all time, over restarts.
     """
-    server = Server(address, tls, ca_file, server_name)
-    answers = _answers(server, model, timeout_s, interval_s if watch else None)
-    try:
-        if as_json:
-            _print_json(answers, indent=None if watch else 2)
-        else:
+    with Server(address, tls, ca_file, server_name).control() as control:
+        answers = _answers(control, model, timeout_s, interval_s if watch else None)
+        if not as_json:
             _print_tables(answers)
-    except KeyboardInterrupt:
-        raise typer.Exit(_INTERRUPTED) from None
+            return
+        for answer in answers:
+            echo_json(facts_of(answer), indent=None if watch else 2)
 
 
 def _answers(
-    server: Server, model: str, timeout_s: float, interval_s: float | None
+    control: ModelControlServiceStub, model: str, timeout_s: float, interval_s: float | None
 ) -> Iterator[pb.GetStatisticsResponse]:
     request = pb.GetStatisticsRequest(model=model)
-    with server.control() as control:
+    yield control.GetStatistics(request, timeout=timeout_s)
+    while interval_s is not None:
+        time.sleep(interval_s)
         yield control.GetStatistics(request, timeout=timeout_s)
-        while interval_s is not None:
-            time.sleep(interval_s)
-            yield control.GetStatistics(request, timeout=timeout_s)
-
-
-def _print_json(answers: Iterator[pb.GetStatisticsResponse], indent: int | None) -> None:
-    for answer in answers:
-        fields = MessageToDict(
-            answer, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-        )
-        typer.echo(json.dumps(fields, indent=indent, ensure_ascii=False))
 
 
 def _print_tables(answers: Iterator[pb.GetStatisticsResponse]) -> None:
     console = Console()
     if not console.is_terminal:
-        # Folded for people only: what reads a pipe wants whole lines.
-        console = Console(width=_UNFOLDED)
         for answer in answers:
-            console.print(_page(answer))
+            unfolded().print(_page(answer))
         return
     with Live(console=console, auto_refresh=False) as live:
         for answer in answers:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from shoal.v1 import updates_pb2, verification_pb2
+from shoal_server.cli.output import AsJson, echo_message, echo_messages
 from shoal_server.cli.remote import Address, CaFile, Server, ServerName, Timeout, Tls
 
 # Loading a large model takes its time; preparing one takes minutes.
@@ -41,6 +42,7 @@ _SOURCES = {
 
 def verify_vectors(
     ref: _Ref = "",
+    as_json: AsJson = False,
     address: Address = "",
     timeout_s: Timeout = _LOAD_TIMEOUT_S,
     tls: Tls = False,
@@ -54,14 +56,18 @@ def verify_vectors(
     request = verification_pb2.VerifyModelRequest(model=ref)
     with Server(address, tls, ca_file, server_name).control() as control:
         results = control.VerifyModel(request, timeout=timeout_s).results
-    for each in results:
-        typer.echo(f"{each.model}@{each.version} {describe(each.accuracy)}")
+    if as_json:
+        echo_messages(results)
+    else:
+        for each in results:
+            typer.echo(f"{each.model}@{each.version} {describe(each.accuracy)}")
     if not all(each.accuracy.passed for each in results):
         raise typer.Exit(_FAILED)
 
 
 def reload(
     ref: _Ref = "",
+    as_json: AsJson = False,
     address: Address = "",
     timeout_s: Timeout = _LOAD_TIMEOUT_S,
     tls: Tls = False,
@@ -72,6 +78,9 @@ def reload(
     request = updates_pb2.ReloadModelRequest(model=ref)
     with Server(address, tls, ca_file, server_name).control() as control:
         results = control.ReloadModel(request, timeout=timeout_s).results
+    if as_json:
+        echo_messages(results)
+        return
     for each in results:
         seconds = each.duration.ToNanoseconds() / 1e9
         where = f"serves on {each.device}" if each.device else "not in memory"
@@ -90,6 +99,7 @@ def update(
             "prepared first; or as the server's setting auto_update says."
         ),
     ] = Source.SETTING,
+    as_json: AsJson = False,
     address: Address = "",
     timeout_s: Timeout = _UPDATE_TIMEOUT_S,
     tls: Tls = False,
@@ -100,6 +110,9 @@ def update(
     request = updates_pb2.UpdateModelRequest(model=name, source=_SOURCES[source])
     with Server(address, tls, ca_file, server_name).control() as control:
         answer = control.UpdateModel(request, timeout=timeout_s)
+    if as_json:
+        echo_message(answer)
+        return
     shown = name or "the default model"
     if not answer.updated:
         typer.echo(f"{shown}: version {answer.after} is the newest")

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from typing import Annotated
 
 import typer
-from google.protobuf.json_format import MessageToDict
-from rich.console import Console
 from rich.table import Table
 
 from shoal.v1 import usage_pb2 as pb
+from shoal_server.cli.output import AsJson, echo_message, new_table, unfolded
 from shoal_server.cli.remote import Address, CaFile, Server, ServerName, Timeout, Tls
 
-_UNFOLDED = 100_000  # columns: no line is that long
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _HOURS = 24
 _BLOCKS = "▁▂▃▄▅▆▇█"
@@ -28,7 +25,7 @@ def usage(
             metavar="[NAME]", help="As callers ask for it, shown hour by hour. Default: all."
         ),
     ] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+    as_json: AsJson = False,
     address: Address = "",
     timeout_s: Timeout = 10,
     tls: Tls = False,
@@ -43,11 +40,9 @@ def usage(
     with Server(address, tls, ca_file, server_name).control() as control:
         answer = control.GetUsage(request, timeout=timeout_s)
     if as_json:
-        facts = MessageToDict(answer, preserving_proto_field_name=True)
-        typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+        echo_message(answer)
         return
-    # Never folded: a name that is cut in two can not be copied, or found by grep.
-    console = Console(width=_UNFOLDED)
+    console = unfolded()
     console.print(_patterns(answer))
     for pattern in answer.patterns if model else ():
         for line in week(pattern.requests_by_hour):
@@ -72,7 +67,7 @@ def _bar(value: float, most: float) -> str:
 
 
 def _patterns(answer: pb.GetUsageResponse) -> Table:
-    table = _table("model", "requests a week", "busiest hours, UTC", "asked for last")
+    table = new_table("model", "requests a week", "busiest hours, UTC", "asked for last")
     for each in answer.patterns:
         hours = each.requests_by_hour
         busiest = sorted(range(len(hours)), key=lambda hour: -hours[hour])[:_BUSIEST]
@@ -89,7 +84,7 @@ def _patterns(answer: pb.GetUsageResponse) -> Table:
 
 def _predictions(answer: pb.GetUsageResponse) -> Table:
     within = f"within {answer.horizon.ToNanoseconds() / 6e10:.0f} min"
-    table = _table(within, "probability", "requests", "means", "loaded ahead")
+    table = new_table(within, "probability", "requests", "means", "loaded ahead")
     for each in answer.predictions:
         table.add_row(
             each.model,
@@ -109,10 +104,3 @@ def _yes(answer: pb.GetUsageResponse) -> str:
 
 def _hour(hour: int) -> str:
     return f"{_DAYS[hour // _HOURS]} {hour % _HOURS:02}:00"
-
-
-def _table(*titles: str) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for title in titles:
-        table.add_column(title, no_wrap=True)
-    return table

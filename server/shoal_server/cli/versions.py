@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from typing import Annotated
 
 import typer
-from google.protobuf.json_format import MessageToDict
-from rich.console import Console
-from rich.table import Table
 
 from shoal.v1 import versions_pb2 as pb
+from shoal_server.cli.output import AsJson, echo_message, echo_messages, in_utc, new_table, unfolded
 from shoal_server.cli.remote import Address, CaFile, Server, ServerName, Timeout, Tls
 
-_UNFOLDED = 100_000  # columns: no line is that long
 # Loading a large model takes its time.
 _LOAD_TIMEOUT_S = 600.0
 
@@ -75,7 +71,7 @@ def rollback(
 
 
 def aliases(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+    as_json: AsJson = False,
     address: Address = "",
     timeout_s: Timeout = 10,
     tls: Tls = False,
@@ -86,24 +82,20 @@ def aliases(
     with Server(address, tls, ca_file, server_name).control() as control:
         found = control.ListAliases(pb.ListAliasesRequest(), timeout=timeout_s).aliases
     if as_json:
-        facts = [MessageToDict(each, preserving_proto_field_name=True) for each in found]
-        typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+        echo_messages(found)
         return
-    table = Table(box=None, pad_edge=False)
-    for title in ("alias", "revision", "since", "targets", "restores"):
-        table.add_column(title, no_wrap=True)
+    table = new_table("alias", "revision", "since", "targets", "restores")
     for alias in found:
         for each in reversed(alias.history):
             is_current = each.number == alias.history[-1].number
             table.add_row(
                 alias.name,
                 f"{each.number}{'*' * is_current}",
-                each.since.ToDatetime().isoformat(sep=" ", timespec="seconds") + " UTC",
+                in_utc(each.since),
                 _shown(each.targets),
                 str(each.restores or ""),
             )
-    # Never folded: a name that is cut in two can not be copied, or found by grep.
-    Console(width=_UNFOLDED).print(table)
+    unfolded().print(table)
 
 
 def delete_alias(
@@ -152,6 +144,7 @@ def unpin_version(
 
 
 def discover(
+    as_json: AsJson = False,
     address: Address = "",
     timeout_s: Timeout = 60,
     tls: Tls = False,
@@ -161,6 +154,9 @@ def discover(
     """Let a running server read its repository anew, and print what is other than before."""
     with Server(address, tls, ca_file, server_name).control() as control:
         found = control.DiscoverModels(pb.DiscoverModelsRequest(), timeout=timeout_s)
+    if as_json:
+        echo_message(found)
+        return
     kinds = {
         "added": found.added,
         "removed": found.removed,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC
@@ -22,10 +21,10 @@ from shoal.v1 import usage_pb2 as usage_pb
 from shoal.v1 import verification_pb2 as verification_pb
 from shoal.v1 import versions_pb2 as versions_pb
 from shoal.v1.model_control_pb2_grpc import ModelControlServiceStub
+from shoal_server.cli.output import facts_of
 from shoal_server.cli.remote import Address, CaFile, Server, ServerName, Tls
 
 _WRONG_USAGE = 2
-_INTERRUPTED = 128 + signal.SIGINT
 # Between two looks for a server that went away, beside gRPC's own back-off.
 _PAUSE_S = 0.5
 _KIND_PREFIX = "EVENT_KIND_"
@@ -71,12 +70,9 @@ def watch(
         models=models or (), kinds=map(_kind, kinds or ()), after_sequence=since
     )
     show = _json_line if as_json else describe
-    try:
-        with Server(address, tls, ca_file, server_name).control() as control:
-            for event in _events(control, request):
-                typer.echo(show(event))
-    except KeyboardInterrupt:
-        raise typer.Exit(_INTERRUPTED) from None
+    with Server(address, tls, ca_file, server_name).control() as control:
+        for event in _events(control, request):
+            typer.echo(show(event))
 
 
 def describe(event: pb.Event) -> str:
@@ -121,8 +117,7 @@ def _kind(name: str) -> pb.EventKind.ValueType:
 
 
 def _json_line(event: pb.Event) -> str:
-    facts = MessageToDict(event, preserving_proto_field_name=True)
-    return json.dumps(facts, ensure_ascii=False)
+    return json.dumps(facts_of(event), ensure_ascii=False)
 
 
 def _state_changed(event: pb.ModelStateChanged) -> str:

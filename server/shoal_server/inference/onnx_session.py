@@ -84,7 +84,9 @@ def checked(rows: npt.NDArray[np.float32]) -> list[Row | ShoalError]:
     return [
         row
         if np.isfinite(row).all()
-        else InferenceFailed("the model gave numbers that are not finite for this input")
+        else InferenceFailed(
+            "the model gave numbers that are not finite for this input", not_finite=True
+        )
         for row in rows
     ]
 

@@ -217,17 +217,22 @@ class RepositoryIndex:
         manifest = f"{folder}/{MODEL_FILE}"
         # Before it is read: what is written meanwhile shows at the next look.
         seen = (_see(folder), _see(manifest))
+        is_readable = True
         try:
             files = read_files(self._registry, ModelRef(name), ModelRef(name, pinned), served)
         except ModelNotFound:
             files = None
+        except OSError as error:  # such as a folder of somebody else's: the others are shown
+            problem, is_readable = f"its folder can not be read: {error.strerror}", False
+            files = ModelFiles(None, (), ModelManifest(), None, None, problem, name.lower())
         version = f"{folder}/{files.key.version}" if files and files.key else folder
         inner_paths = (version, f"{version}/{VERSION_FILE}", f"{version}/{VARIANTS_FOLDER}")
         inner_seen = tuple(map(_see, inner_paths))
         changed_ns = max((each[2] for each in (*seen, *inner_seen) if each), default=0)
         return _Entry(
             files, pinned, served, (folder, manifest), seen, inner_paths, inner_seen,
-            is_settled=changed_ns < at_ns - _TICK_NS,
+            # Permissions may change without a trace in these times.
+            is_settled=changed_ns < at_ns - _TICK_NS and is_readable,
         )  # fmt: skip
 
 

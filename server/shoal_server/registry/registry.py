@@ -13,6 +13,7 @@ import structlog
 from shoal_server.core import ModelKey, ModelRef
 from shoal_server.errors import ModelNotFound, ShoalError
 from shoal_server.registry.aliases import Alias
+from shoal_server.registry.claims import Claims
 from shoal_server.registry.labels import Deprecation, Labels
 from shoal_server.registry.manifest import Precision, Serving, VersionManifest
 from shoal_server.registry.remembered import NO_NAMES, RememberedNames
@@ -100,6 +101,8 @@ class Registry:
         self._pins = dict(names.pins)
         self._labels = dict(names.labels)
         self._deregistered = set(names.deregistered)
+        self.claims = Claims()
+        """Held by who writes that a name means a model, or that a model goes."""
         # Of versions; None: to be made anew, since an alias was changed.
         self._aliases_of: dict[ModelKey, list[str]] | None = None
         self._by_text: dict[str, ModelVersion] = {}

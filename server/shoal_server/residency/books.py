@@ -41,6 +41,8 @@ class Books(Generic[S]):
         """Devices above their budget that nobody can leave just now."""
         self.room_changed = asyncio.Event()
         """Set when somebody who waits for room should look again."""
+        self.coming_ended = asyncio.Event()
+        """Set, and made anew, when a load or the filling of a warm form has ended."""
         self.fell_idle: Callable[[Resident[S]], None] = lambda resident: None
         """Told of a session that may be released, if nobody uses it."""
 
@@ -138,6 +140,11 @@ class Books(Generic[S]):
         self.counts_changed()
         if not is_beside:
             self.observer.unloaded(resident.key, why)
+
+    def end_coming(self) -> None:
+        """What came into memory takes no more: let the next one see whether it may begin."""
+        self.coming_ended.set()
+        self.coming_ended = asyncio.Event()
 
     def counts_changed(self) -> None:
         """Tell those who wait for room, and the observer."""

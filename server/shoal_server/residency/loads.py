@@ -74,8 +74,6 @@ class Loads(Generic[S]):
         self._refusals: dict[str, str] = {}
         self.gate: Gate = _let_all_in
         """Asked before each load; raises what the load fails with."""
-        self._one_ended = asyncio.Event()
-        """Set, and made anew, when a load has ended."""
         self._tasks = Tasks()
         self._opened = 0
 
@@ -199,8 +197,7 @@ class Loads(Generic[S]):
             return await self._load_retrying(resident)
         finally:
             resident.begun = False
-            self._one_ended.set()
-            self._one_ended = asyncio.Event()
+            self._books.end_coming()
 
     def opened(self, resident: Resident[S], session: S, began_s: float) -> None:
         """Note that `resident` has its session, and can be lent."""
@@ -218,7 +215,7 @@ class Loads(Generic[S]):
         """Wait for the gate, and from then on count what loading takes."""
         deadline_s = asyncio.get_running_loop().time() + self._settings.eviction_wait_s
         while True:
-            ended = self._one_ended
+            ended = self._books.coming_ended
             if await self.gate(resident.device, resident.peak_bytes):
                 break
             try:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import Generic
 
 import structlog
 
@@ -30,11 +29,10 @@ from shoal_server.residency.eviction import Budget
 from shoal_server.residency.idle import IdleRules
 from shoal_server.residency.idle_release import CallLater, IdleRelease, call_later
 from shoal_server.residency.loads import Gate, Loads
+from shoal_server.residency.pool_view import PoolView
 from shoal_server.residency.replacing import Replacing, not_in_memory
 from shoal_server.residency.resident import (
     RAM,
-    Departure,
-    Failure,
     Lease,
     NobodyObserves,
     PoolObserver,
@@ -43,7 +41,6 @@ from shoal_server.residency.resident import (
     S,
     SessionLoader,
     State,
-    Warm,
     WarmObserver,
 )
 from shoal_server.residency.room import RoomMaker
@@ -52,7 +49,7 @@ from shoal_server.residency.warm import WarmForms
 log = structlog.get_logger(__name__)
 
 
-class SessionPool(Generic[S]):
+class SessionPool(PoolView[S]):
     """Sessions by model version. Belongs to the event loop's thread."""
 
     def __init__(
@@ -101,59 +98,6 @@ class SessionPool(Generic[S]):
         self._warm.stays = self._idle.stays_warm
         self._pins: Mapping[ModelKey, bool] = {} if pins is None else pins
         self._closed = False
-
-    def __repr__(self) -> str:
-        return f"SessionPool({self._books!r})"
-
-    # -- looking ---------------------------------------------------------------
-
-    def get(self, key: ModelKey) -> Resident[S] | None:
-        """The resident of `key`, in whatever state; do not change it."""
-        return self._books.residents.get(key)
-
-    def failure(self, key: ModelKey) -> Failure | None:
-        """How the last load of `key` failed, if it did."""
-        return self._loads.failure(key)
-
-    def residents(self) -> list[Resident[S]]:
-        """All sessions, in whatever state, the least recently used first."""
-        return sorted(self._books.residents.values(), key=lambda each: each.rank)
-
-    def departures(self) -> Mapping[ModelKey, Departure]:
-        """Why and when each left memory last that was there before."""
-        return self._books.departures
-
-    def departure(self, key: ModelKey) -> Departure | None:
-        """Why and when `key` left memory last, if it was there before."""
-        return self._books.departures.get(key)
-
-    def idle_left_s(self, resident: Resident[S]) -> float | None:
-        """Seconds until `resident` is released, if no request comes; None: never."""
-        return self._idle.left_s(resident)
-
-    def warm(self) -> list[Warm[S]]:
-        """What stays in RAM of models that left a GPU, the least recently used first."""
-        return self._books.warm_on(RAM)
-
-    def is_warm(self, key: ModelKey) -> bool:
-        """Whether `key` is not in memory as a session, but stays in RAM."""
-        return key in self._books.warm and key not in self._books.residents
-
-    def warm_left_s(self, warm: Warm[S]) -> float | None:
-        """Seconds until `warm` goes, if no request comes; None: never."""
-        return self._idle.warm_left_s(warm)
-
-    def counted(self, device: str) -> tuple[int, int]:
-        """Models and bytes that count against the budget of `device`; warm forms are bytes."""
-        return self._books.counted(device)
-
-    def budget(self, device: str) -> Budget:
-        """What `device` may hold."""
-        return self._books.budgets[device]
-
-    def check_integrity(self) -> None:
-        """Raise AssertionError when the books do not balance. For tests."""
-        self._books.check_integrity()
 
     # -- borrowing ---------------------------------------------------------------
 
@@ -412,14 +356,6 @@ class SessionPool(Generic[S]):
     def guard_loads(self, gate: Gate) -> None:
         """Ask before each load from now on; what `gate` raises, the load fails with."""
         self._loads.gate = gate
-
-    def loading_bytes(self, device: str) -> int:
-        """Bytes that the loads that go on take on `device`, at most."""
-        return self._books.loading_bytes(device)
-
-    def evictable_bytes(self, device: str) -> int:
-        """Bytes on `device` that nobody uses and that may go."""
-        return self._books.evictable_bytes(device)
 
     def change_idle(self, rules: IdleRules) -> None:
         """Keep sessions by other rules from now on."""

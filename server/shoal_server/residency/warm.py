@@ -119,6 +119,7 @@ class WarmForms(Generic[S]):
         else:
             self._books.room_changed.set()
             self.stays(warm)
+        self._books.end_coming()
 
     # -- being loaded --------------------------------------------------------------
 

@@ -127,13 +127,18 @@ def within_bound(
     kept = {key: callers[key] for key in ordered[:most]}
     rest = [(key, each) for key, each in callers.items() if key not in kept]
     for (_, model), each in rest:
-        merged = kept.get((others, model))
-        counts = UsageCounts()
-        for part in filter(None, (merged, each)):
-            counts.add(part.counts)
-        seen_s = max(part.seen_s for part in filter(None, (merged, each)))
-        kept[others, model] = CallerTotals(counts, seen_s)
+        kept[others, model] = both(kept.get((others, model)), each)
     return kept
+
+
+def both(one: CallerTotals | None, other: CallerTotals) -> CallerTotals:
+    """Of two callers, as if they were one; None: of the other alone."""
+    if one is None:
+        return other
+    counts = UsageCounts()
+    counts.add(one.counts)
+    counts.add(other.counts)
+    return CallerTotals(counts, max(one.seen_s, other.seen_s))
 
 
 def whole(value: object) -> int:

@@ -70,7 +70,9 @@ def _of(name: str, pattern: Pattern, shares: list[tuple[int, float]]) -> Predict
     for hour, share in shares:
         weeks, used, requests = pattern.before(hour)
         if used:
-            hours.append((used / (weeks + _UNSEEN_WEEKS), requests / used * share))
+            # A clock that went back may show more weeks with it than there were.
+            is_used = used / (max(weeks, used) + _UNSEEN_WEEKS)
+            hours.append((is_used, requests / used * share))
     hours.sort(reverse=True)
     probability = expected = in_all = 0.0
     for (is_used, requests), (next_is_used, _) in pairwise([*hours, (0.0, 0.0)]):

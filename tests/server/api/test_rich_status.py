@@ -29,6 +29,8 @@ EXPECTED: dict[type[ShoalError], grpc.StatusCode] = {
     errors.InferenceFailed: Code.INTERNAL,
     errors.EventsOutOfRange: Code.OUT_OF_RANGE,
     errors.NotPersisted: Code.INTERNAL,
+    errors.NothingToCompare: Code.FAILED_PRECONDITION,
+    errors.UpdateFailed: Code.FAILED_PRECONDITION,
 }
 # What some take besides the message.
 MAKE: dict[type[ShoalError], Callable[[], ShoalError]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,6 +46,8 @@ def test_there_and_back(shoal: Shoal, address: str) -> None:
     assert shoal("models", "register", "small", *at).stdout == "small@1: registered\n"
     again = shoal("models", "register", "small", *at).stdout
     assert again == "small@1: known, and as it was\n"
+    told = json.loads(shoal("models", "register", "small", "--json", *at).stdout)
+    assert (told["model"]["name"], told["added"], told["changed"]) == ("small", False, False)
     missing = shoal("models", "register", "nobody", *at)
     assert missing.exit_code == 1
     assert missing.stderr == "shoal: there is no model 'nobody'\n"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,3 +54,16 @@ def test_reloading_and_updating(shoal: Shoal, address: str) -> None:
     assert done.stdout.startswith("tiny: updated from version 1 to 2 (fp32, 4 texts): ")
     done = shoal("models", "update", "--source", "repository", "--address", address)
     assert done.stdout == "the default model: version 2 is the newest\n"
+
+
+def test_as_json(shoal: Shoal, address: str) -> None:
+    """The answer, also that something is not so."""
+
+    def told(*arguments: str) -> Any:
+        return json.loads(shoal("models", *arguments, "--address", address, "--json").stdout)
+
+    (verified,) = told("verify-vectors", "worse")
+    assert (verified["model"], verified["accuracy"]["passed"]) == ("worse", False)
+    (reloaded,) = told("reload", "worse")
+    assert (reloaded["version"], reloaded["device"]) == ("1", "cpu")
+    assert told("update", "worse")["updated"] is False

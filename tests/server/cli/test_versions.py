@@ -108,3 +108,5 @@ def test_a_rescan(shoal: Shoal, address: str) -> None:
     """What is new is printed, and that nothing is."""
     shoal("models", "discover", "--address", address)
     assert shoal("models", "discover", "--address", address).stdout == "nothing new\n"
+    told = json.loads(shoal("models", "discover", "--address", address, "--json").stdout)
+    assert told == {"added": [], "removed": [], "changed": [], "outdated": []}

@@ -216,6 +216,7 @@ def test_json_is_an_object_a_line(shoal: Shoal, server: tuple[Scripted, str]) ->
     first, second = map(json.loads, result.stdout.splitlines())
     assert first["model_loaded"]["device"] == "cpu"
     assert (second["sequence"], second["model_unloaded"]["made_room_for"]) == ("2", "n@2")
+    assert (second["model_unloaded"]["stays_warm"], "model_loaded" in second) == (False, False)
 
 
 def test_an_unknown_kind_is_wrong_usage(shoal: Shoal) -> None:

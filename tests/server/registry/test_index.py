@@ -185,3 +185,23 @@ async def test_a_version_that_was_on_its_way_is_not_known(registry: Registry, ro
         registry.version(version.key)
     registry.register("two")
     assert (await registry.resolve("two")).key == version.key
+
+
+async def test_a_folder_that_can_not_be_read_hides_no_others(
+    index: RepositoryIndex, registry: Registry, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is listed with the reason, and looked at again: permissions leave no trace in times."""
+    settle(root)
+    read = registry.repository.versions
+
+    def versions(name: str) -> list[str]:
+        if name == "two":
+            raise PermissionError(13, "Permission denied", str(root / name))
+        return read(name)
+
+    monkeypatch.setattr(registry.repository, "versions", versions)
+    found = (await index.look()).models
+    assert found["two"].problem == "its folder can not be read: Permission denied"
+    assert not found["one"].problem
+    monkeypatch.undo()
+    assert not (await index.look()).models["two"].problem

@@ -312,3 +312,19 @@ async def test_it_is_held_while_it_is_being_loaded(make_bench: MakeBench) -> Non
     bench.loader.load_gates[A].open()
     (await caller).release()
     assert bench.loader.warm_loads == [A]
+
+
+async def test_a_load_waits_for_what_is_being_filled(make_bench: MakeBench) -> None:
+    """Where memory is tight it begins when that is done, like after another load."""
+    bench = make_bench()
+
+    async def nothing_else_comes_in(device: str, peak_bytes: int) -> bool:
+        return bench.pool.loading_bytes(CPU) == 0
+
+    bench.loader.fill_gates[A].close()
+    await make_warm(bench, A)
+    bench.pool.guard_loads(nothing_else_comes_in)
+    caller = await bench.waiting(B)
+    assert bench.loader.loads == [A]
+    bench.loader.fill_gates[A].open()
+    (await asyncio.wait_for(caller, 5)).release()

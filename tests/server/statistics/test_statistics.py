@@ -99,9 +99,7 @@ def test_callers_beyond_the_bound_are_counted_together(statistics: Statistics) -
     """Whoever came before keeps its name; nothing is lost."""
     for caller in ("x", "y", "z", "w", "x"):
         answered(statistics, caller, A)
-    counted = {
-        key[0]: statistics.usage(key).since_start.requests for key in statistics.used_by()
-    }
+    counted = {key[0]: statistics.usage(key).since_start.requests for key in statistics.used_by()}
     assert counted == {"x": 2, "y": 1, OTHERS: 2}
 
 

@@ -156,3 +156,10 @@ def test_probabilities_are_probabilities(
     if shorter:
         assert longer[0].probability >= shorter[0].probability * (1 - 1e-9)
         assert longer[0].requests >= shorter[0].requests * (1 - 1e-9)
+
+
+def test_a_clock_that_goes_back_leaves_probabilities() -> None:
+    """To before the first request: what was asked for in weeks to come is no certainty."""
+    patterns = recorded(6, report=WEEKLY_REPORT)
+    for prediction in predict(patterns, datetime(2026, 10, 9, 15, tzinfo=UTC).timestamp(), 3600.0):
+        assert 0 <= prediction.probability <= 1
