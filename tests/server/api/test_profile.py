@@ -199,6 +199,11 @@ def test_a_server_that_stops_ends_it(tmp_path: Path) -> None:
         assert refusal(lambda: list(going_on)).code is grpc.StatusCode.UNAVAILABLE
 
 
+def test_the_largest_share_may_be_asked_for(profiler: ProfileConnection) -> None:
+    """What the setting says, to the last bit: 0.2 is more in float32 than in float64."""
+    assert profiler.profile(max_share=0.2).max_share == 0.2
+
+
 def test_the_server_bounds_share_and_time(profiler: ProfileConnection) -> None:
     """By settings that can be changed while it runs."""
     before = profiler.set(profile_max_share="0.001", profile_max_s="1e-9")
