@@ -121,7 +121,8 @@ def test_an_unknown_kind_is_refused_before_any_call(client: Client, fake: FakeSe
 
 def test_leaving_ends_the_call(client: Client, fake: FakeServer) -> None:
     """A generator that is closed leaves no call open at the server."""
-    fake.watches.append([event(number) for number in range(1, 100)])
+    # More than gRPC takes in beforehand: the server can not have told all of them.
+    fake.watches.append([event(number) for number in range(1, 20_000)])
     events = client.watch_events()
     next(events)
     events.close()
