@@ -45,7 +45,7 @@ LAYERS = (
     {"settings", "telemetry"},
     {"presets", "rate_limits", "statistics", "usage", "tallies", "lifecycle"},
     {"core"},
-    {"errors"},
+    {"deadlines", "errors"},
 )
 # Beside the server proper: what it takes to prepare a model. Only commands use it.
 PREPARATION = "preparation"

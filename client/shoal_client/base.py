@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from shoal_client.connection import (
 )
 from shoal_client.errors import REQUEST_ID_KEY
 from shoal_client.pipeline import Pipeline
+from shoal_client.ranges import invalid
 from shoal_client.retry import NO_DEADLINE, Attempts, Clock, Deadline, RetryPolicy
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ DEFAULT_TIMEOUT_S = 60.0
 DEFAULT_CHUNK_SIZE = 32
 DEFAULT_MAX_IN_FLIGHT = 512
 
+# gRPC takes a deadline that it can not count to for one that has passed.
+_FOREVER_S = 1e9
 _DEFAULT_RETRY = RetryPolicy()
 _SYSTEM_CLOCK = Clock()
 
@@ -46,7 +50,7 @@ class CallPlanner:
 
     def deadline(self, timeout_s: float | None) -> Deadline:
         """When a call that starts now must be over; None: the client's timeout."""
-        given_s = self.timeout_s if timeout_s is None else timeout_s
+        given_s = self._given_s(timeout_s)
         return Deadline(self.clock.now() + given_s, given_s)
 
     def attempts(self, deadline: Deadline = NO_DEADLINE) -> Attempts:
@@ -71,11 +75,17 @@ class CallPlanner:
         """The requests of a new stream; the timeout is for each of them."""
         return Pipeline(
             policy=self.retry,
-            timeout_s=self.timeout_s if timeout_s is None else timeout_s,
+            timeout_s=self._given_s(timeout_s),
             max_inputs=max_in_flight,
             random=self.clock.random,
             request_id=request_id,
         )
+
+    def _given_s(self, timeout_s: float | None) -> float:
+        given_s = self.timeout_s if timeout_s is None else timeout_s
+        if math.isnan(given_s):
+            raise invalid("timeout_s", "nan is not a number of seconds")
+        return given_s if given_s < _FOREVER_S else math.inf
 
 
 class ClientBase:
@@ -122,7 +132,7 @@ class ClientBase:
             ValueError: An address or a number makes no sense, or the token would
                 travel in plaintext.
         """
-        if concurrency < 1 or retry.max_attempts < 1 or timeout_s <= 0:
+        if concurrency < 1 or retry.max_attempts < 1 or not timeout_s > 0:
             raise ValueError("timeout_s, concurrency and retry.max_attempts must be above 0")
         connection = describe_connection(addresses, tls=tls, token=token, metadata=metadata or {})
         self._planner = CallPlanner(connection, timeout_s, retry, clock)
@@ -140,8 +150,9 @@ def bounded_chunk_size(chunk_size: int, max_in_flight: int) -> int:
     """Texts in one request of a bulk job, such that one request may be in flight.
 
     Raises:
-        ValueError: Either number is below 1.
+        InvalidArgumentError: Either number is below 1.
     """
-    if chunk_size < 1 or max_in_flight < 1:
-        raise ValueError("chunk_size and max_in_flight must be above 0")
+    for name, value in (("chunk_size", chunk_size), ("max_in_flight", max_in_flight)):
+        if value < 1:
+            raise invalid(name, f"{value} is not at least 1")
     return min(chunk_size, max_in_flight)

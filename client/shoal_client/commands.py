@@ -17,10 +17,12 @@ from shoal_client.errors import PermissionDeniedError, ShoalError, Unimplemented
 from shoal_client.output import JsonlWriter, NpyWriter, Writer, complete_file, rewindable
 from shoal_client.requests import EmbedOptions
 from shoal_client.results import no_embeddings
+from shoal_client.retry import RetryPolicy
 from shoal_client.sync.client import Client
 
 _INTERRUPTED = 130  # 128 + SIGINT
 _BROKEN_PIPE = 141  # 128 + SIGPIPE
+_TOLD_WAIT_S = 1.0
 
 
 class OutputFormat(StrEnum):
@@ -37,6 +39,18 @@ class EncodingName(StrEnum):
     FLOAT16 = "float16"
     INT8 = "int8"
     UBINARY = "ubinary"
+
+
+def _told_retries() -> RetryPolicy:
+    """As always, but where it takes a while somebody who waits is told why, once."""
+    told: set[str] = set()
+
+    def tell(error: ShoalError, delay_s: float) -> None:
+        if delay_s >= _TOLD_WAIT_S and error.message not in told:
+            told.add(error.message)
+            typer.echo(f"shoal: {error}; trying again in {delay_s:.1f} s", err=True)
+
+    return RetryPolicy(on_wait=tell)
 
 
 def embed(
@@ -95,7 +109,8 @@ def embed(
         keep_alive_s=keep_alive_s,
     )
     with _reported_errors(), ExitStack() as stack:
-        client = stack.enter_context(Client(address, tls=tls, timeout_s=timeout_s))
+        client = Client(address, tls=tls, timeout_s=timeout_s, retry=_told_retries())
+        stack.enter_context(client)
         writer = stack.enter_context(_open_writer(output, output_format))
         _run(client, texts, writer, options)
 

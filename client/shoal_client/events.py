@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import grpc
-
 from shoal.v1.model_control_pb2 import (
     Event,
     EventKind,
     WatchEventsRequest,
     WatchEventsResponse,
 )
-from shoal_client.errors import InvalidArgumentError
+from shoal_client.ranges import UINT64_MAX, invalid, whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -38,14 +36,14 @@ class EventPosition:
 
         Raises:
             TypeError: A single str was given for several.
-            InvalidArgumentError: A kind has no such name.
+            InvalidArgumentError: A kind has no such name, or the number is none of an event.
         """
         if isinstance(models, str) or isinstance(kinds, str):
             raise TypeError("models and kinds are lists: [name]")
         self.request = WatchEventsRequest(
             models=models,
             kinds=[_kind(name, index) for index, name in enumerate(kinds)],
-            after_sequence=after_sequence,
+            after_sequence=whole(after_sequence, "after_sequence", UINT64_MAX),
             instance_id=instance_id,
         )
 
@@ -60,10 +58,5 @@ class EventPosition:
 def _kind(name: str, index: int) -> EventKind.ValueType:
     if name not in EVENT_KINDS:
         field = f"kinds[{index}]"
-        raise InvalidArgumentError(
-            f"{field}: {name!r} is not one of {', '.join(EVENT_KINDS)}",
-            code=grpc.StatusCode.INVALID_ARGUMENT,
-            reason="INVALID_INPUT",
-            field=field,
-        )
+        raise invalid(field, f"{name!r} is not one of {', '.join(EVENT_KINDS)}")
     return EventKind.Value(_PREFIX + name.upper())

@@ -6,9 +6,6 @@ import secrets
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal, TypedDict, TypeVar
 
-import grpc
-from google.protobuf.duration_pb2 import Duration
-
 from shoal.v1.capabilities_pb2 import InputType
 from shoal.v1.embed_pb2 import EmbedRequest, Priority, TokenIds, VectorEncoding
 from shoal.v1.model_control_pb2 import (
@@ -16,13 +13,14 @@ from shoal.v1.model_control_pb2 import (
     ListModelsRequest,
     ModelKind,
     ModelOrder,
+    ModelScope,
     ModelState,
     UnloadModelRequest,
 )
 from shoal.v1.settings_pb2 import UpdateSettingsRequest
 from shoal.v1.updates_pb2 import UpdateModelRequest, UpdateSource
 from shoal.v1.versions_pb2 import AliasTarget, Deprecation, SwitchModelRequest
-from shoal_client.errors import InvalidArgumentError
+from shoal_client.ranges import UINT32_MAX, duration, invalid, whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -57,6 +55,7 @@ def _short_names(values: Iterable[tuple[str, T]], prefix: str) -> dict[str, T]:
 _STATES = _short_names(ModelState.items()[1:], "MODEL_STATE_")
 _KINDS = _short_names(ModelKind.items()[1:], "MODEL_KIND_")
 _INPUT_TYPES = _short_names(InputType.items()[1:], "INPUT_TYPE_")
+_SCOPES = _short_names(ModelScope.items()[1:], "MODEL_SCOPE_")
 _ORDERS = _short_names(ModelOrder.items()[1:], "MODEL_ORDER_")
 _SOURCES = _short_names(UpdateSource.items()[1:], "UPDATE_SOURCE_")
 
@@ -113,13 +112,14 @@ def new_embed_request(
     """A request without inputs. For the arguments see `EmbedOptions`.
 
     Raises:
-        InvalidArgumentError: The encoding or the priority has no such name.
+        InvalidArgumentError: The encoding or the priority has no such name, or a number is out
+            of its range.
         TypeError: There is no such option.
     """
     return EmbedRequest(
         model=model,
         normalize=normalize,
-        dimensions=dimensions,
+        dimensions=whole(dimensions, "dimensions"),
         encoding=_named(encoding, ENCODINGS, "encoding"),
         truncate=truncate,
         prompt_name=prompt_name,
@@ -136,20 +136,12 @@ def new_request_id() -> str:
 
 def new_unload_request(model: str, force_after_s: float | None) -> UnloadModelRequest:
     """A request to take a model out of memory."""
-    return UnloadModelRequest(model=model, force_after=_duration(force_after_s))
+    return UnloadModelRequest(model=model, force_after=duration(force_after_s, "force_after_s"))
 
 
 def new_deregister_request(model: str, force_after_s: float | None) -> DeregisterModelRequest:
     """A request to neither serve nor list a model any longer."""
-    return DeregisterModelRequest(model=model, force_after=_duration(force_after_s))
-
-
-def _duration(seconds: float | None) -> Duration | None:
-    if seconds is None:
-        return None
-    duration = Duration()
-    duration.FromNanoseconds(round(seconds * 1e9))
-    return duration
+    return DeregisterModelRequest(model=model, force_after=duration(force_after_s, "force_after_s"))
 
 
 def new_list_request(
@@ -165,14 +157,15 @@ def new_list_request(
     runs_on: str,
     prompt: str,
     tokens: int,
+    scope: str,
     order_by: str,
     descending: bool,
 ) -> ListModelsRequest:
     """A request for the models that have all of this, a page at a time.
 
     Raises:
-        InvalidArgumentError: A state, the kind, the type of inputs or the order has no such
-            name.
+        InvalidArgumentError: A state, the kind, the type of inputs, the scope or the order
+            has no such name.
     """
     return ListModelsRequest(
         text=text,
@@ -180,7 +173,7 @@ def new_list_request(
         device=device,
         tags=tags,
         kind=_named(kind, _KINDS, "kind") if kind else ModelKind.MODEL_KIND_UNSPECIFIED,
-        dimensions=dimensions,
+        dimensions=whole(dimensions, "dimensions"),
         languages=languages,
         precision=precision,
         input_type=_named(input_type, _INPUT_TYPES, "input_type")
@@ -188,7 +181,8 @@ def new_list_request(
         else InputType.INPUT_TYPE_UNSPECIFIED,
         runs_on=runs_on,
         prompt=prompt,
-        tokens=tokens,
+        tokens=whole(tokens, "tokens"),
+        scope=_named(scope, _SCOPES, "scope"),
         order_by=_named(order_by, _ORDERS, "order_by"),
         descending=descending,
         page_size=_LIST_PAGE,
@@ -201,6 +195,7 @@ def new_switch_request(
     """A request to let an alias stand for one target, or for several by weight.
 
     Raises:
+        InvalidArgumentError: A weight is out of its range.
         TypeError: Several targets came without weights.
     """
     weights = {targets: 1} if isinstance(targets, str) else targets
@@ -208,7 +203,10 @@ def new_switch_request(
         raise TypeError("targets is a name, or a mapping from names to weights: {name: 1}")
     return SwitchModelRequest(
         alias=alias,
-        targets=[AliasTarget(model=model, weight=weight) for model, weight in weights.items()],
+        targets=[
+            AliasTarget(model=model, weight=whole(weight, f"targets[{index}].weight"))
+            for index, (model, weight) in enumerate(weights.items())
+        ],
         keep_previous=keep_previous,
     )
 
@@ -248,12 +246,12 @@ def new_deprecation(replacement: str, message: str, refuse_after: datetime | Non
     """A deprecation from now on.
 
     Raises:
-        ValueError: The time has no time zone, and so no one meaning.
+        InvalidArgumentError: The time has no time zone, and so no one meaning.
     """
     deprecation = Deprecation(replacement=replacement, message=message)
     if refuse_after is not None:
         if refuse_after.tzinfo is None:
-            raise ValueError("refuse_after needs a time zone, such as datetime.UTC")
+            raise invalid("refuse_after", "it needs a time zone, such as datetime.UTC")
         deprecation.refuse_after.FromDatetime(refuse_after)
     return deprecation
 
@@ -287,7 +285,7 @@ def text_bytes(text: object, index: int) -> int:
     try:
         return len(text.encode())
     except UnicodeEncodeError as error:
-        raise _invalid(
+        raise invalid(
             f"texts[{index}]",
             f"character {error.start} is a lone surrogate, which is not valid Unicode",
         ) from None
@@ -306,20 +304,11 @@ def token_ids(ids: Iterable[int], index: int) -> TokenIds:
     try:
         return TokenIds(ids=ids)
     except ValueError as error:
-        raise _invalid(f"tokens[{index}]", str(error)) from None
+        raise invalid(f"tokens[{index}]", f"{error}; ids are from 0 to {UINT32_MAX}") from None
 
 
 def _named(name: str, values: Mapping[str, T], field: str) -> T:
     try:
         return values[name]
     except KeyError:
-        raise _invalid(field, f"{name!r} is not one of {', '.join(values)}") from None
-
-
-def _invalid(field: str, message: str) -> InvalidArgumentError:
-    return InvalidArgumentError(
-        f"{field}: {message}",
-        code=grpc.StatusCode.INVALID_ARGUMENT,
-        reason="INVALID_INPUT",
-        field=field,
-    )
+        raise invalid(field, f"{name!r} is not one of {', '.join(values)}") from None

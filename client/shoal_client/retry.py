@@ -74,11 +74,14 @@ class RetryPolicy:
         max_attempts: Tries in all; 1 turns retries off.
         initial_backoff_s: Upper bound of the first wait; doubles with each try.
         max_backoff_s: Upper bound of every wait.
+        on_wait: Told how a try failed, and for how many seconds the next one waits; from
+            the thread or task that calls. Must not block or raise.
     """
 
     max_attempts: int = 5
     initial_backoff_s: float = 0.1
     max_backoff_s: float = 5.0
+    on_wait: Callable[[ShoalError, float], None] | None = None
 
     def delay_s(self, error: ShoalError, attempt: int, chance: float) -> float | None:
         """Seconds to wait before the next try; None when there is none.
@@ -168,6 +171,8 @@ class Attempts:
             raise error
         self._attempt += 1
         self._last = error
+        if self._policy.on_wait is not None:
+            self._policy.on_wait(error, delay)
         return delay
 
     def renew(self) -> None:

@@ -7,8 +7,8 @@
 
 Starts a server of its own on loopback with six versions of three models, real graphs whose
 vectors tell them apart, and room for four. While the callers ask, over unary calls and
-streams, operators switch, roll back, pin, load, unload (also by force), deprecate, refuse,
-delete, tag and tune at random. Exits with 1 when
+streams, operators switch, roll back, pin, load, unload (also by force), reload, update, verify,
+profile, deregister, deprecate, refuse, delete, tag and tune at random. Exits with 1 when
 
 - a request or an operation fails in a way that docs/operations.md does not document for it,
   or documents only for something that did not go on just then;
@@ -41,13 +41,12 @@ from loadtests.servers import (
     ServerUnderTest,
     stop_on_sigterm,
 )
-from loadtests.soak.operators import DEFAULT_MODEL
 from loadtests.soak.report import Bounds, Report
 from loadtests.soak.run import Plan, Soak
 from loadtests.soak.scene import Scene
 from loadtests.soak.texts import make_texts
 from loadtests.soak.verdict import log_problems
-from loadtests.soak.versions import make_repository, read_vectors
+from loadtests.soak.versions import DEFAULT_MODEL, make_repository, read_vectors
 
 MIB = 1024 * 1024
 REPORTS = ROOT / "loadtests" / "reports"
@@ -105,8 +104,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _soak(plan: Plan, options: argparse.Namespace, root: Path) -> int:
-    make_repository(options.model, root)
     texts = make_texts()
+    make_repository(options.model, root, texts)
     scene = Scene(texts, read_vectors(root, texts), popular=[])
     config = ServerConfig(
         "soak",

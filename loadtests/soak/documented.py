@@ -6,7 +6,7 @@ brings them about: they count as such only when that was going on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
 from loadtests.soak.timeline import Timeline
@@ -41,8 +41,17 @@ MANAGING: Mapping[str, frozenset[Failure]] = {
     "RollbackModel": frozenset({NO_ROOM, NOT_NOW}),
     # A model that is not in memory can not be pinned.
     "PinModel": frozenset({NOT_NOW}),
+    "VerifyModel": frozenset({NO_ROOM}),
+    # Or the model leaves memory meanwhile; of profiles there is one at a time.
+    "ProfileModel": frozenset({NO_ROOM, NOT_NOW}),
+    # Or the name is pinned to a version.
+    "UpdateModel": frozenset({NO_ROOM, NOT_NOW}),
+    # An alias stands for the model.
+    "DeregisterModel": frozenset({NOT_NOW}),
 }
 """Of operations that are not here: none."""
+# Of operations, those that run the model.
+_RUNNING = frozenset({"VerifyModel", "ProfileModel", "UpdateModel"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +65,13 @@ class Refusing:
 
 
 @dataclass(frozen=True, slots=True)
+class Deregistering:
+    """A model is deregistered: operations do not find it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Gone:
-    """An alias was deleted."""
+    """An alias was deleted, or a model is deregistered: requests do not find it."""
 
     name: str
 
@@ -77,4 +91,17 @@ def is_documented(
     if failure == NO_ROOM:
         return True
     excuse = {GOING_AWAY: Unloading(), NOT_NOW: Refusing(), NOT_THERE: Gone(name)}.get(failure)
+    return excuse is not None and timeline.held(excuse, asked_s, answered_s)
+
+
+def is_documented_of(
+    method: str, failure: Failure, timeline: Timeline, asked_s: float, answered_s: float
+) -> bool:
+    """Whether an operation may have ended so; see `is_documented`."""
+    if failure in MANAGING.get(method, ()):
+        return True
+    excuses: dict[Failure, Hashable] = {NOT_THERE: Deregistering()}
+    if method in _RUNNING:
+        excuses |= {GOING_AWAY: Unloading(), NOT_NOW: Refusing()}
+    excuse = excuses.get(failure)
     return excuse is not None and timeline.held(excuse, asked_s, answered_s)

@@ -13,7 +13,7 @@ class Ledger:
     """Of one soak, from the server's first request to its last."""
 
     rpcs: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """Unary calls, by method and gRPC code."""
+    """Calls, by method and gRPC code."""
     stream_requests: Counter[str] = field(default_factory=Counter)
     """Requests on EmbedStreams, by gRPC code."""
     answered: Counter[str] = field(default_factory=Counter)
@@ -24,6 +24,8 @@ class Ledger:
     """Tokens of their texts, by version."""
     failed: Counter[Failure] = field(default_factory=Counter)
     """Requests for vectors that were not answered."""
+    updates: int = 0
+    """UpdateModels that let a name mean another version."""
     problems: Counter[str] = field(default_factory=Counter)
     """What the API does not document, in words."""
 

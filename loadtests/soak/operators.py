@@ -20,12 +20,12 @@ from loadtests.soak.control import Control
 from loadtests.soak.documented import Gone, Refusing, Unloading
 from loadtests.soak.names import Names
 from loadtests.soak.scene import Scene
-from loadtests.soak.versions import VERSIONS, keys
+from loadtests.soak.upkeep import Upkeep
+from loadtests.soak.versions import DEFAULT_MODEL, VERSIONS, keys
 from shoal.v1 import model_control_pb2 as pb
 from shoal.v1 import settings_pb2, statistics_pb2, updates_pb2, versions_pb2
 
 LIVE, CANARY, SPARE = "live", "canary", "spare"
-DEFAULT_MODEL = "north"
 # Besides the one that is always asked for.
 _POPULAR = 2
 _MOST_PAUSE_S = 0.4
@@ -63,6 +63,7 @@ class Operator:
             self.tag: 1,
             self.change_settings: 1,
             self.look: 2,
+            **Upkeep(scene, control, names, self._draw).operations,
         }
 
     async def set_up(self) -> None:
@@ -144,10 +145,11 @@ class Operator:
                 )
                 await self._hold()
                 request = self._switch_request(SPARE, {target: 1})
-                for _ in range(_TRIES):  # there may be no room
+                for _ in range(_TRIES):  # there may be no room, or no such model just now
                     if await self._control.call("SwitchModel", request):
                         change.meant = [target]
                         return
+                    await self._hold()
         self._scene.ledger.problems[f"{SPARE!r} was deleted and could not be made again"] += 1
 
     # -- what is in memory -------------------------------------------------------
@@ -256,8 +258,5 @@ class Operator:
 
     @contextmanager
     def _going_on(self, fact: Hashable) -> Iterator[None]:
-        span = self._scene.timeline.begin(fact, time.monotonic())
-        try:
+        with self._scene.timeline.during(fact, clock=time.monotonic):
             yield
-        finally:
-            span.ended_s = time.monotonic()

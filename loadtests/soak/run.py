@@ -89,7 +89,7 @@ class Soak:
             grpc.aio.insecure_channel(self._server.address, _OWN_CONNECTION)
             for _ in range(_CONNECTIONS)
         ]
-        control = Control(channels[0], self._scene.ledger)
+        control = Control(channels[0], self._scene)
         names = Names(self._scene.timeline)
         callers = [
             Caller(

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 # Longer than any request takes: what ended before that is asked for by nobody.
@@ -36,6 +37,16 @@ class Timeline:
         spans[:] = [each for each in spans if each.ended_s > now_s - _KEPT_S]
         spans.append(Span(now_s))
         return spans[-1]
+
+    @contextmanager
+    def during(self, *facts: Hashable, clock: Callable[[], float]) -> Iterator[None]:
+        """While inside, `facts` hold."""
+        spans = [self.begin(fact, clock()) for fact in facts]
+        try:
+            yield
+        finally:
+            for span in spans:
+                span.ended_s = clock()
 
     def held(self, fact: Hashable, from_s: float, to_s: float) -> bool:
         """Whether `fact` held at some moment between the two."""

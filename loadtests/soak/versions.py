@@ -10,6 +10,7 @@ Runtime alone, one text at a time.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import tomllib
@@ -25,6 +26,8 @@ from onnx import numpy_helper
 from loadtests.bare import BareModel, Float32
 
 _GRAPH_FILE, _VERSION_FILE = "model.onnx", "version.toml"
+_KEPT_FILE = "reference.npz"
+DEFAULT_MODEL = "north"
 VERSIONS: Mapping[str, Sequence[str]] = {
     "north": ("1", "2", "3"),
     "south": ("1", "2"),
@@ -39,12 +42,13 @@ def keys() -> list[str]:
     return [f"{name}@{version}" for name, versions in VERSIONS.items() for version in versions]
 
 
-def make_repository(source: Path, root: Path) -> None:
+def make_repository(source: Path, root: Path, texts: Sequence[str]) -> None:
     """Make the versions out of one that is prepared.
 
     Args:
         source: The folder of a prepared version.
         root: The repository.
+        texts: Of which each version keeps its vectors, to be verified by.
     """
     for number, key in enumerate(keys()):
         name, version = key.split("@")
@@ -54,10 +58,12 @@ def make_repository(source: Path, root: Path) -> None:
         graph = _turned(source / _GRAPH_FILE, seed=number)
         (folder / _GRAPH_FILE).write_bytes(graph)
         for path in manifest["files"]:
-            if path != _GRAPH_FILE:
+            if path not in (_GRAPH_FILE, _KEPT_FILE):
                 _link(source / path, folder / path)
         manifest["files"][_GRAPH_FILE] = hashlib.sha256(graph).hexdigest()
         manifest.pop("reference", None)  # to which it is not close
+        (folder / _VERSION_FILE).write_text(tomli_w.dumps(manifest), encoding="utf-8")
+        manifest["files"][_KEPT_FILE] = _keep_vectors(folder, texts)
         (folder / _VERSION_FILE).write_text(tomli_w.dumps(manifest), encoding="utf-8")
 
 
@@ -75,6 +81,14 @@ def read_vectors(root: Path, texts: Sequence[str]) -> dict[str, Float32]:
         alike = float((vectors[one] * vectors[other]).sum(axis=1).max())
         assert alike < _UNLIKE_COSINE, f"{one} and {other} can not be told apart: {alike:.3f}"
     return vectors
+
+
+def _keep_vectors(folder: Path, texts: Sequence[str]) -> str:
+    """Write what ONNX Runtime alone gives, as `shoal models pull` does; the file's SHA-256."""
+    path, vectors = folder / _KEPT_FILE, BareModel(folder).vectors(texts)
+    about = json.dumps({"runtime": "ONNX Runtime alone", "texts": list(texts)})
+    np.savez(path, about=np.frombuffer(about.encode(), np.uint8), vectors=vectors)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _turned(graph: Path, seed: int) -> bytes:

@@ -35,8 +35,9 @@ from shoal_server.composition.requests import open_requests
 from shoal_server.composition.servicers import make_servicers
 from shoal_server.composition.start_error import StartError
 from shoal_server.core import ModelKey
-from shoal_server.errors import ModelNotFound, ShoalError
+from shoal_server.errors import ModelLoadFailed, ModelNotFound, ShoalError
 from shoal_server.lifecycle import LoadReason
+from shoal_server.registry.findings import FoundBy, is_of_the_version
 from shoal_server.registry.repository import default_model_dir
 from shoal_server.settings import Settings
 
@@ -135,11 +136,27 @@ class App:
                     # To register it again takes a server.
                     log.warning("preload_left_out", model=name or self.settings.default_model)
                     continue
-                await models.catalog.load(name, why=LoadReason.START)
+                await self._load(models, name)
             except ShoalError as error:
                 shown = name or f"{self.settings.default_model} (the default model)"
                 hint = self._how_to_get_one() if isinstance(error, ModelNotFound) else ""
                 raise StartError(f"can not load {shown}: {error.message}{hint}") from error
+
+    async def _load(self, models: Models, name: str) -> None:
+        """Load what a name means; where a version is bad, what the name means without it."""
+        ref = models.registry.targets(name)[0].ref
+        while True:
+            key = (await models.registry.look_up(ref)).key
+            try:
+                await models.catalog.load(name, why=LoadReason.START)
+                return
+            except ModelLoadFailed as error:
+                if ref.version is not None or not is_of_the_version(error):
+                    raise
+                await models.findings.note(key, error.message, FoundBy.LOADING)
+                if (await models.registry.look_up(ref)).key == key:
+                    raise
+                log.warning("preload_passed_over", model=str(key), error=error.message)
 
     async def _announce_health(self, health: HealthServicer) -> None:
         for service in ("", *SERVICE_NAMES):

@@ -12,7 +12,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from shoal_server.core import ModelKey, ModelRef
-from shoal_server.errors import FailedPrecondition, InvalidInput, ModelNotFound, NotPersisted
+from shoal_server.errors import (
+    FailedPrecondition,
+    InvalidInput,
+    ModelNotFound,
+    NotPersisted,
+    ShoalError,
+)
 from shoal_server.lifecycle import LoadReason, ModelState
 from shoal_server.loading import LoadedModel
 from shoal_server.placement import Placement
@@ -23,6 +29,7 @@ from shoal_server.registry.labels import Deprecation
 from shoal_server.registry.manifest import ModelManifest, VersionManifest
 from shoal_server.registry.memory_pins import MemoryPins
 from shoal_server.registry.registry import ModelVersion, Registry
+from shoal_server.registry.scopes import Scope, read_deregistered, read_other_versions
 from shoal_server.registry.variants import Chosen
 from shoal_server.residency.model_states import ModelStates
 from shoal_server.residency.pool import SessionPool
@@ -42,6 +49,8 @@ class ModelDescription:
     serves: bool
     """Whether a request for it would be tried; faults and deprecations do not hinder that."""
     is_default: bool
+    is_meant: bool
+    """Whether the bare name means this version."""
     model: ModelManifest
     manifest: VersionManifest | None
     chosen: Chosen | None
@@ -85,6 +94,8 @@ class ListedModel(NamedTuple):  # not a dataclass: a thousand are made for each 
     catalog: Catalog
     name: str
     files: ModelFiles
+    is_meant: bool = True
+    """Whether the bare name means this version."""
 
     @property
     def resident(self) -> Resident[LoadedModel] | None:
@@ -128,10 +139,20 @@ class Catalog:
         self.index = RepositoryIndex(registry)
         """What the disk says; who changes what there is tells it."""
 
-    async def listed(self) -> list[ListedModel]:
-        """Every model of the repository, by name, ready to be chosen among."""
+    async def listed(self, scope: Scope = Scope.NAMES) -> list[ListedModel]:
+        """Every model of the repository, ready to be chosen among."""
+        registry = self._registry
+        if scope is Scope.DEREGISTERED:
+            refs = [ModelRef(name) for name in sorted(registry.deregistered)]
+            known = [(ref, registry.pinned(ref), registry.found_of(ref.name)) for ref in refs]
+            read = await asyncio.to_thread(read_deregistered, registry, known)
+            return [ListedModel(self, name, files, False) for name, files in read]
         found = await self.index.look()
-        return [ListedModel(self, name, files) for name, files in found.models.items()]
+        listed = [ListedModel(self, name, files) for name, files in found.models.items()]
+        if scope is Scope.EVERY_VERSION:
+            others = await asyncio.to_thread(read_other_versions, registry, found.models)
+            listed += [ListedModel(self, name, files, False) for name, files in others]
+        return listed
 
     async def discover(self) -> Discovery:
         """Read the repository anew; names that no session serves mean what is there now."""
@@ -158,11 +179,15 @@ class Catalog:
 
     async def describe(self, listed: Sequence[ListedModel]) -> list[ModelDescription]:
         """Models as they are now, those that were removed since left out."""
-        found = await self.index.look_inside([model.name for model in listed])
-        return [
-            self._describe_files(ModelRef(name), files, self._registry.bare(name))
-            for name, files in found.items()
-        ]
+        found = await self.index.look_inside([each.name for each in listed if each.is_meant])
+        described = []
+        for name, files, is_meant in ((each.name, each.files, each.is_meant) for each in listed):
+            now = found.get(name) if is_meant else files
+            if now is None:
+                continue
+            known = self._registry.bare(name) if is_meant else self._known(now.key)
+            described.append(self._describe_files(ModelRef(name), now, known, is_meant=is_meant))
+        return described
 
     async def all(self) -> list[ModelDescription]:
         """Every model of the repository, by name."""
@@ -299,13 +324,29 @@ class Catalog:
         known = self._registry.known(str(ref))
         # What is served now is the truth, even where the disk has moved on.
         key = known.key if known else None
+        registry = self._registry
         files = await asyncio.to_thread(
-            read_files, self._registry, ref, self._registry.pinned(ref), key
+            read_files, registry, ref, registry.pinned(ref), key, registry.found_of(ref.name)
         )
-        return self._describe_files(ref, files, known)
+        is_meant = ref.version is None or await self._is_meant(ref)
+        return self._describe_files(ref, files, known, is_meant=is_meant)
+
+    async def _is_meant(self, ref: ModelRef) -> bool:
+        """Whether a model's bare name means this version, as it would if it were asked for."""
+        meant = self._registry.bare(ref.name)
+        if meant is not None:
+            return meant.key.version == ref.version
+        try:
+            pinned = self._registry.pins.get(ref.name)
+            return ref.version == (pinned or await self._registry.default_version(ref.name))
+        except ShoalError:  # it means nothing
+            return False
+
+    def _known(self, key: ModelKey | None) -> ModelVersion | None:
+        return self._registry.known(str(key)) if key else None
 
     def _describe_files(
-        self, ref: ModelRef, files: ModelFiles, known: ModelVersion | None
+        self, ref: ModelRef, files: ModelFiles, known: ModelVersion | None, *, is_meant: bool
     ) -> ModelDescription:
         resident = self._pool.get(files.key) if files.key else None
         state, reason = self._states.look(files.key or ModelKey(ref.name, ""), files.problem)
@@ -318,9 +359,10 @@ class Catalog:
             state=state,
             state_reason=reason,
             serves=self._serves(files),
-            is_default=ref.name in self._default_names(),
+            is_default=self._is_default(ref.name, files.key, is_meant),
+            is_meant=is_meant and files.key is not None,
             model=files.model,
-            manifest=files.manifest,
+            manifest=served.manifest if served and files.manifest else files.manifest,
             chosen=chosen,
             capabilities=files.capabilities,
             devices=self._placement.devices_of(chosen) if chosen else (),
@@ -339,8 +381,12 @@ class Catalog:
         graphs = files.capabilities.graphs if files.capabilities else ()
         return tuple((graph, self._placement.devices_of(graph)) for graph in graphs)
 
-    def _default_names(self) -> set[str]:
-        return {target.ref.name for target in self._registry.targets("")}
+    def _is_default(self, name: str, key: ModelKey | None, is_meant: bool) -> bool:
+        for ref in (target.ref for target in self._registry.targets("")):
+            is_this = is_meant if ref.version is None else key == ModelKey(name, ref.version)
+            if ref.name == name and is_this:
+                return True
+        return False
 
     def _serves(self, files: ModelFiles) -> bool:
         if files.key is None or self._pool.get(files.key) is not None:

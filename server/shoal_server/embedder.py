@@ -29,7 +29,14 @@ import numpy as np
 from shoal_server.batching.admission import Admission
 from shoal_server.batching.submission import SubmissionTimings
 from shoal_server.core import Priority, VectorEncoding
-from shoal_server.errors import DeadlineExceeded, InvalidInput, ModelLoadFailed, ShoalError
+from shoal_server.deadlines import has_passed
+from shoal_server.errors import (
+    DeadlineExceeded,
+    InvalidInput,
+    ModelLoadFailed,
+    ModelNotFound,
+    ShoalError,
+)
 from shoal_server.inference.backend import Row
 from shoal_server.inference.output import EncodedRows, encode_rows, shape_rows
 from shoal_server.inference.tokenizer import Encoding, TextTokenizer
@@ -164,10 +171,15 @@ class Embedder:
             version = await self._resolve(request)
             if version.deprecation is not None:
                 self._deprecations.used(version, request.caller)
-            result = await self._embed(request, version)
+            try:
+                result = await self._embed(request, version)
+            except ModelNotFound:
+                # Deregistered before it was loaded: what it was asked as may mean another by now.
+                version = await self._registry.resolve(request.model, request.routing_key)
+                result = await self._embed(request, version)
         except (Exception, asyncio.CancelledError) as error:
             self._statistics.failed(
-                request.caller, version.key if version else None, _reason(error)
+                request.caller, version.key if version else None, _reason(error, request, began_s)
             )
             raise
         items = result.timings.items
@@ -315,7 +327,7 @@ class Embedder:
         except ModelLoadFailed:
             if self._pool.failure(version.key) is not remembered:
                 # The files may be mended or gone: look again before the next try.
-                self._registry.forget(version.key.name)
+                self._registry.forget_version(version.key)
             raise
         timings.load_s = time.monotonic() - began_s
         return lease
@@ -371,11 +383,14 @@ def _estimated_tokens(request: EmbedRequest, version: ModelVersion) -> int:
     return min(request.size_bytes // 4 + items, items * version.manifest.max_tokens)
 
 
-def _reason(error: BaseException) -> str:
+def _reason(error: BaseException, request: EmbedRequest, began_s: float) -> str:
     """What a failure is counted as."""
     if isinstance(error, ShoalError):
         return error.reason
-    return "CANCELLED" if isinstance(error, asyncio.CancelledError) else "INTERNAL"
+    if not isinstance(error, asyncio.CancelledError):
+        return "INTERNAL"
+    is_late = has_passed(request.deadline_s, began_s=began_s, now_s=time.monotonic())
+    return DeadlineExceeded.reason if is_late else "CANCELLED"
 
 
 def _encode_in_thread(

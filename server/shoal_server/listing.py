@@ -14,6 +14,8 @@ from shoal_server.core import ModelKind
 from shoal_server.errors import InvalidInput
 from shoal_server.lifecycle import ModelState
 from shoal_server.registry.capabilities import Capabilities, InputType
+from shoal_server.registry.repository import version_order
+from shoal_server.registry.scopes import Scope
 
 
 class Order(Enum):
@@ -29,6 +31,8 @@ class Order(Enum):
 class Query:
     """What is asked for; what is left out asks for nothing."""
 
+    scope: Scope = Scope.NAMES
+    """Among what is chosen."""
     states: frozenset[ModelState] = frozenset()
     """Any of them."""
     device: str = ""
@@ -80,22 +84,26 @@ def select(models: Iterable[ListedModel], query: Query) -> Page:
         InvalidInput: The page token is not one of ours, or of another order.
     """
     key = _KEYS[query.order]
+    by_version = query.scope is Scope.EVERY_VERSION
     for is_wanted in _tests(query):
         models = [model for model in models if is_wanted(model)]
-    found = [(key(model), model.name, model) for model in models]
-    found.sort(key=lambda each: each[:2], reverse=query.descending)
+    found = [
+        ((key(model), model.name, _version(model) if by_version else _NO_VERSION), model)
+        for model in models
+    ]
+    found.sort(key=lambda each: each[0], reverse=query.descending)
     start = 0
     if query.page_token:
         last = _read_token(query.page_token, query)
-        # Behind it, whether or not it is there yet. Order is total: names differ.
-        start = sum(each[:2] >= last if query.descending else each[:2] <= last for each in found)
+        # Behind it, whether or not it is there yet. Order is total: names and versions differ.
+        start = sum(each[0] >= last if query.descending else each[0] <= last for each in found)
     end = start + query.page_size if query.page_size else len(found)
     page = found[start:end]
     is_last = end >= len(found) or not page
     return Page(
-        models=[model for _, _, model in page],
+        models=[model for _, model in page],
         total=len(found),
-        next_token="" if is_last else _write_token(page[-1][:2], query),
+        next_token="" if is_last else _write_token(page[-1][0], query),
     )
 
 
@@ -164,6 +172,19 @@ def _has_words(model: ListedModel, words: Sequence[str]) -> bool:
 
 
 _Key = str | float
+_Version = tuple[list[tuple[int, int, str]], str]
+# What is listed is sorted by.
+_Place = tuple[_Key, str, _Version]
+
+_NO_VERSION: _Version = ([], "")
+
+
+def _version(model: ListedModel) -> _Version:
+    return _version_place(model.files.key.version) if model.files.key else _NO_VERSION
+
+
+def _version_place(version: str) -> _Version:
+    return version_order(version), version  # 1 and 01 are as old
 
 
 def _state(model: ListedModel) -> _Key:
@@ -187,22 +208,24 @@ _KEYS: dict[Order, Callable[[ListedModel], _Key]] = {
 }
 
 
-def _write_token(last: tuple[_Key, str], query: Query) -> str:
-    facts = [query.order.value, query.descending, *last]
+def _write_token(last: _Place, query: Query) -> str:
+    key, name, (_, version) = last
+    facts = [query.scope.value, query.order.value, query.descending, key, name, version]
     return base64.urlsafe_b64encode(json.dumps(facts).encode()).decode()
 
 
-def _read_token(token: str, query: Query) -> tuple[_Key, str]:
+def _read_token(token: str, query: Query) -> _Place:
     try:
-        order, descending, key, name = json.loads(base64.urlsafe_b64decode(token))
+        scope, order, descending, key, name, version = json.loads(base64.urlsafe_b64decode(token))
     except (ValueError, TypeError, RecursionError, binascii.Error):
         raise InvalidInput("page_token", "is not one that ListModels gave") from None
     is_number = isinstance(key, int | float) and not isinstance(key, bool)
     wants_number = query.order in (Order.FILE_BYTES, Order.LAST_USED)
     if (
-        (order, descending) != (query.order.value, query.descending)
+        (scope, order, descending) != (query.scope.value, query.order.value, query.descending)
         or not isinstance(name, str)
+        or not isinstance(version, str)
         or (not is_number if wants_number else not isinstance(key, str))
     ):
-        raise InvalidInput("page_token", "is of another order than this request asks for")
-    return key, name
+        raise InvalidInput("page_token", "is of another list than this request asks for")
+    return key, name, _version_place(version)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,13 +45,6 @@ class Source:
         )
         if not self.files.still_holds():
             raise OSError(f"{graph.name} was changed while it was packed")
-
-
-def release_locals(error: BaseException | None) -> None:
-    """A failure is remembered, and with its traceback whatever was opened before it."""
-    while error is not None:
-        traceback.clear_frames(error.__traceback__)
-        error = error.__context__
 
 
 @contextmanager

@@ -69,7 +69,7 @@ class PreloadObserver(Protocol):
     """Is told what became of what was loaded ahead, on the event loop."""
 
     def preload_ended(self, key: ModelKey, outcome: str) -> None:
-        """It was used, left memory unused, or could not be loaded."""
+        """A request used it, it left memory without one, or it could not be loaded."""
 
 
 class Preloader:
@@ -101,7 +101,7 @@ class Preloader:
         self._observer = observer
         self._wall_clock = wall_clock
         self._clock = clock
-        # Whether somebody has used what was loaded ahead; told once it is known.
+        # Whether a request has used what was loaded ahead; told once it is known.
         self._used: dict[ModelKey, bool] = {}
 
     def begin(
@@ -149,6 +149,8 @@ class Preloader:
                 continue
             if not self._is_idle():
                 return False
+            if self._pool.get(candidate.version.key) is not None:
+                continue  # somebody has asked for it since it was looked at
             await self._load(candidate.version, candidate)
         return True
 
@@ -232,12 +234,9 @@ class Preloader:
     def _note_uses(self) -> None:
         for key in list(self._used):
             resident = self._pool.get(key)
-            if resident is not None and not resident.unasked:
-                self._end(key, used=True)
-
-    def _end(self, key: ModelKey, *, used: bool) -> None:
-        del self._used[key]
-        self._observer.preload_ended(key, USED if used else UNUSED)
+            if resident is not None and resident.uses:
+                del self._used[key]
+                self._observer.preload_ended(key, USED)
 
     def resident_changed(self, device: str, models: int, size_bytes: int) -> None:
         """Of no account here."""
@@ -252,7 +251,7 @@ class Preloader:
         """Look for the last time whether it was used."""
         resident = self._pool.get(key)
         if key in self._used and resident is not None:
-            self._used[key] = not resident.unasked
+            self._used[key] = resident.uses > 0
 
     def stayed(self, key: ModelKey) -> None:
         """It is still there."""

@@ -14,6 +14,7 @@ import structlog
 
 from shoal_server.core import valid_name
 from shoal_server.errors import FailedPrecondition, ModelNotFound
+from shoal_server.lifecycle import UnloadReason
 from shoal_server.loading import LoadedModel
 from shoal_server.registry.event_log import Publisher
 from shoal_server.registry.events import ModelDeregistered, ModelRegistered
@@ -88,13 +89,14 @@ class Registrar:
         valid_name(name, "model")
         async with self._turn:
             self._check_no_alias(name)
+            was_known = await self._index.knows(name)
             before, now = await self._index.look_at(name)
             if now is None:
                 raise ModelNotFound(f"there is no model {name!r}", metadata={"model": name})
             was_deregistered = name in self._registry.deregistered
             if was_deregistered:
                 await self._tasks.finish(self._take_back(name))
-            added = was_deregistered or (before is None and self._registry.bare(name) is None)
+            added = was_deregistered or not (was_known or before or self._registry.bare(name))
             changed = before is not None and before != now
             outdated = self._is_outdated(name, now)
             if not outdated and (added or changed) and not self._is_served(name):
@@ -150,7 +152,9 @@ class Registrar:
         held = [each.key for each in self._pool.residents()]
         held += [each.key for each in self._pool.warm()]
         keys = {key for key in held if key.name == name}
-        await asyncio.gather(*(self._pool.unload(key, force_after_s=force_after_s) for key in keys))
+        why = UnloadReason.DEREGISTERED
+        leave = (self._pool.unload(key, force_after_s=force_after_s, reason=why) for key in keys)
+        await asyncio.gather(*leave)
 
     def _check_no_alias(self, name: str) -> None:
         if name in self._registry.aliases:

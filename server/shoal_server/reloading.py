@@ -6,26 +6,31 @@
     3. swap      the new session is lent, and names mean the new manifests: one section
                  between two requests
     4. release   the old session, after its last lease (the pool does)
+    5. verify    what was known to be bad and may not be any longer
 
-A failure in 1 or 2 leaves everything as it was. A caller that leaves does not stop it.
+A failure in 1 or 2 leaves everything as it was, and is told: by an event, and beside the
+model's state. A caller that leaves does not stop it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
 import structlog
 
 from shoal_server.core import ModelKey, ModelRef
+from shoal_server.errors import ModelFileCorrupt, NothingToCompare, ShoalError
+from shoal_server.lifecycle import UnloadReason
 from shoal_server.loading import LoadedModel
 from shoal_server.placement import Placement
 from shoal_server.registry.conditions import Conditions
 from shoal_server.registry.event_log import Publisher
-from shoal_server.registry.events import ModelReloaded
+from shoal_server.registry.events import ModelReloaded, ModelReloadFailed
+from shoal_server.registry.findings import Findings, FoundBy
 from shoal_server.registry.registry import ModelVersion, Registry
 from shoal_server.registry.whole import WholeTasks
 from shoal_server.residency.pool import SessionPool
@@ -53,6 +58,8 @@ class Reloader:
         pool: SessionPool[LoadedModel],
         placement: Placement,
         conditions: Conditions,
+        findings: Findings,
+        verify: Callable[[ModelVersion], Awaitable[object]],
         events: Publisher,
         distrust: Callable[[ModelKey], None],
     ) -> None:
@@ -62,14 +69,18 @@ class Reloader:
             registry: Knows the versions.
             pool: Has the sessions.
             placement: Chooses devices.
-            conditions: Show that a model is being read again.
-            events: Are told what was read again.
+            conditions: Show that a model is being read again, or could not be.
+            findings: Know what is bad, which may be mended by it.
+            verify: Finds out whether it is.
+            events: Are told what was read again, or could not be.
             distrust: Lets the next load of a version read all of its files.
         """
         self._registry = registry
         self._pool = pool
         self._placement = placement
         self._conditions = conditions
+        self._findings = findings
+        self._verify = verify
         self._events = events
         self._distrust = distrust
         # Held by who reads a version again, so that the files read last are those served.
@@ -113,12 +124,39 @@ class Reloader:
                 device = await self._replace(fresh, before)
             except BaseException as error:
                 self._registry.adopt(before)
-                log.warning("reload_failed", model=str(key), error=str(error))
+                await self._failed(key, error)
                 raise
+            await self._look_for_faults(fresh, device)
             done = Reloaded(key, device, time.monotonic() - began_s)
             log.info("reloaded", model=str(key), device=device, seconds=round(done.seconds, 3))
             self._events.publish(ModelReloaded(key, device, done.seconds))
             return done
+
+    async def _failed(self, key: ModelKey, error: BaseException) -> None:
+        log.warning("reload_failed", model=str(key), error=str(error))
+        if not isinstance(error, ShoalError):  # the server stops, or the log says the rest
+            return
+        if self._served_by(key) is None and isinstance(error, ModelFileCorrupt):
+            await self._findings.note(key, error.message, FoundBy.LOADING)
+        else:
+            remark = f"its files could not be read again: {error.message}"
+            self._conditions.remark(key, remark)
+        self._events.publish(ModelReloadFailed(key, error.reason, error.message))
+
+    async def _look_for_faults(self, fresh: ModelVersion, device: str) -> None:
+        """Let nothing be known of it that was so of other files, or may not be so any more."""
+        key = fresh.key
+        self._conditions.remark(key, None)
+        self._findings.loaded(key)
+        await self._findings.drop_outdated(key)
+        if not device or self._findings.of(key) is None:
+            return
+        try:
+            await self._verify(fresh)
+        except NothingToCompare:
+            await self._findings.clear(key)
+        except ShoalError as error:  # it is known to be bad until somebody verifies it
+            log.info("not_verified", model=str(key), reason=error.message)
 
     async def _replace(self, fresh: ModelVersion, before: ModelVersion) -> str:
         """Let `fresh` be served; returns where."""
@@ -129,14 +167,21 @@ class Reloader:
                 repository = self._registry.repository
                 await asyncio.to_thread(repository.verify_files, key.name, key.version, fresh.files)
                 if self._pool.is_warm(key):  # of the files as they were
-                    await self._pool.unload(key)
+                    await self._pool.unload(key, reason=UnloadReason.REPLACED)
             resident = self._served_by(key)  # somebody may have asked for it meanwhile
             if resident is None:
                 self._registry.adopt(fresh)
                 self._pool.forget_failure(key)
                 return ""
             device = self._device(fresh, before, resident)
-            await self._pool.replace(key, device, lambda: self._registry.adopt(fresh))
+            self._registry.open_next(fresh)
+            now = fresh.serving.pinned
+            await self._pool.replace(
+                key,
+                device,
+                lambda: self._registry.adopt(fresh),
+                pinned=None if now == before.serving.pinned else now,
+            )
             return device
 
     def _served_by(self, key: ModelKey) -> Resident[LoadedModel] | None:

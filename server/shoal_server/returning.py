@@ -142,7 +142,7 @@ class Return:
             log.info("former_resident_left_out", model=str(key), error=obstacle)
             return
         await self.pool.load_ahead(
-            key, device, pinned=version.serving.pinned, hold_s=0.0, why=LoadReason.START
+            key, device, pinned=version.serving.pinned, hold_s=0.0, why=LoadReason.RESTORED
         )
 
     def _device(self, version: ModelVersion, wanted: str) -> str:

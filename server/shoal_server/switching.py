@@ -25,6 +25,7 @@ import structlog
 
 from shoal_server.core import ModelKey, ModelRef, valid_name
 from shoal_server.errors import FailedPrecondition, InvalidInput, ModelNotFound, UpdateFailed
+from shoal_server.lifecycle import LoadReason, UnloadReason
 from shoal_server.loading import LoadedModel
 from shoal_server.placement import Placement
 from shoal_server.registry.aliases import Alias, Target, check_targets, new_alias
@@ -149,21 +150,23 @@ class Switcher:
         """
         async with self._turn(name):
             before = tuple(target.key for target in self.alias(name).targets)
+            weights = self._weights(name)
 
             async def commit() -> None:
                 await self._store.write(alias_change(name, None))
                 self._registry.remove_alias(name)
                 log.info("alias_deleted", name=name)
                 self._events.publish(
-                    NameSwitched(name, SwitchCause.DELETED, before, (), warm_s=0.0, switch_s=0.0)
+                    NameSwitched(name, SwitchCause.DELETED, before, (), 0.0, 0.0, weights)
                 )
 
             await self._tasks.finish(commit())
 
     async def set_version_policy(self, name: str, version: str | None) -> ModelKey:
-        """Let a model's bare name mean one version, or again its manifest's or the latest.
+        """Let a model's bare name mean one version, or again its manifest's or the newest.
 
-        When the name is served from memory now, the new version is loaded first.
+        The newest is one that is not known to be bad; a version that is named is served all
+        the same. When the name is served from memory now, the new version is loaded first.
 
         Args:
             name: Of the model.
@@ -178,10 +181,8 @@ class Switcher:
         valid_name(name, "model")
         async with self._turn(name):
             began_s = time.monotonic()
-            repository = self._registry.repository
             if version is None:
-                key = await asyncio.to_thread(repository.resolve, ModelRef(name))
-                ref = ModelRef(name, key.version)
+                ref = ModelRef(name, await self._registry.default_version(name))
             else:
                 ref = ModelRef(name, valid_name(version, "version"))
             fresh = await self._registry.look_up(ref)
@@ -198,7 +199,7 @@ class Switcher:
             return fresh.key
 
     async def update(self, key: ModelKey) -> None:
-        """Let a model's bare name mean its newest version, where that is `key`.
+        """Let a model's bare name mean its newest version not known to be bad, if it is `key`.
 
         Raises:
             UpdateFailed: It is not, or not any longer.
@@ -207,8 +208,8 @@ class Switcher:
         name = key.name
         async with self._turn(name):
             began_s = time.monotonic()
-            now = await asyncio.to_thread(self._registry.repository.resolve, ModelRef(name))
-            if now != key or name in self._registry.pins:
+            newest = await self._registry.default_version(name)
+            if newest != key.version or name in self._registry.pins:
                 # No fault of this version: another time it may be.
                 raise UpdateFailed(
                     f"{name} means no newest version, or another one than {key.version}, by now",
@@ -220,6 +221,35 @@ class Switcher:
                 lambda: self._registry.pin(name, None, fresh),
                 began_s=began_s, warm=True, keep_previous=False,
             )  # fmt: skip
+
+    async def warm(self, version: ModelVersion) -> Lease[LoadedModel]:
+        """A session of `version`, in memory; loading it has warmed it up.
+
+        Raises:
+            ShoalError: It can not be loaded.
+        """
+        key = version.key
+        while True:
+            resident = self._pool.get(key)
+            current = resident.device if resident else None
+            device = self._placement.device_for(version, current=current)
+            pinned = version.serving.pinned
+            await self._pool.load(key, device, pinned=pinned, why=LoadReason.SWITCHED)
+            # Nothing comes between the end of the load and this.
+            lease = self._pool.look_into(key)
+            if lease is not None:
+                return lease
+
+    async def release_unmeant(
+        self, key: ModelKey, reason: UnloadReason = UnloadReason.SWITCHED
+    ) -> None:
+        """Unload what no name means, unless it is pinned or about to be meant."""
+        resident = self._pool.get(key)
+        if resident is None or resident.pinned or self._registry.names_of(key):
+            return
+        if self._needed[key]:  # a lease only delays the unloading: its name would wait for a load
+            return
+        await self._pool.unload(key, reason=reason)
 
     def alias(self, name: str) -> Alias:
         """An alias as it is now.
@@ -274,11 +304,11 @@ class Switcher:
     ) -> NameSwitched:
         with self._needing([version.key for version in versions]), ExitStack() as leases:
             for key in old:
-                if (lease := self._pool.lease_resident(key)) is not None:
+                if (lease := self._pool.look_into(key)) is not None:
                     leases.callback(lease.release)
             if warm:
                 for version in versions:
-                    leases.callback((await self._warm(version)).release)
+                    leases.callback((await self.warm(version)).release)
             warm_s = time.monotonic() - began_s
 
             async def commit() -> NameSwitched:
@@ -287,17 +317,26 @@ class Switcher:
                     for model in models:  # it may have been deregistered while it was loaded
                         self._registry.check_registered(model)
                     await self._store.write(record)
+                    before = self._weights(name)
                     point()
                 new = tuple(version.key for version in versions)
                 switch_s = time.monotonic() - began_s - warm_s
-                switch = NameSwitched(name, cause, tuple(old), new, warm_s, switch_s)
+                switch = NameSwitched(
+                    name, cause, tuple(old), new, warm_s, switch_s, before, self._weights(name)
+                )
                 self._tell(switch)
                 if not keep_previous:
                     for key in set(old) - set(new):
-                        self._tasks.start(self._release_unmeant(key))
+                        self._tasks.start(self.release_unmeant(key))
                 return switch
 
             return await self._tasks.finish(commit())
+
+    def _weights(self, name: str) -> tuple[int, ...]:
+        """Of each version that shares a name's traffic; empty where one has it all."""
+        alias = self._registry.aliases.get(name)
+        targets = alias.targets if alias else ()
+        return tuple(each.weight for each in targets) if len(targets) > 1 else ()
 
     def _tell(self, switch: NameSwitched) -> None:
         log.info(
@@ -306,28 +345,6 @@ class Switcher:
             warm_ms=round(switch.warm_s * 1e3, 1), switch_ms=round(switch.switch_s * 1e3, 1),
         )  # fmt: skip
         self._events.publish(switch)
-
-    async def _warm(self, version: ModelVersion) -> Lease[LoadedModel]:
-        """A session of `version`, in memory; loading it has warmed it up."""
-        key = version.key
-        while True:
-            resident = self._pool.get(key)
-            current = resident.device if resident else None
-            device = self._placement.device_for(version, current=current)
-            await self._pool.load(key, device, pinned=version.serving.pinned)
-            # Nothing comes between the end of the load and this.
-            lease = self._pool.lease_resident(key)
-            if lease is not None:
-                return lease
-
-    async def _release_unmeant(self, key: ModelKey) -> None:
-        """Unload what was there for a name that means something else now."""
-        resident = self._pool.get(key)
-        if resident is None or resident.pinned or self._registry.names_of(key):
-            return
-        if self._needed[key]:  # a lease only delays the unloading: its name would wait for a load
-            return
-        await self._pool.unload(key)
 
     @contextmanager
     def _needing(self, keys: Sequence[ModelKey]) -> Iterator[None]:

@@ -4,7 +4,7 @@
     2. lease     its session; one that is not in memory is loaded as for a request
     3. embed     the texts through the batcher, behind everybody else's, a few at a time
     4. judge     against what the manifest says (`registry/accuracy.py`, pure)
-    5. tell      an event, a record in the store; what came off worse is marked
+    5. tell      an event, a record in the store; what came off worse is known to be bad
 
 Nobody who asks for a model notices, but for the time that the runs take.
 """
@@ -32,6 +32,7 @@ from shoal_server.errors import (
     NotPersisted,
     ShoalError,
 )
+from shoal_server.lifecycle import LoadReason
 from shoal_server.loading import LoadedModel
 from shoal_server.placement import Placement
 from shoal_server.registry.accuracy import (
@@ -42,9 +43,9 @@ from shoal_server.registry.accuracy import (
     judge,
     read_accuracy,
 )
-from shoal_server.registry.conditions import Conditions
 from shoal_server.registry.event_log import Publisher
 from shoal_server.registry.events import ModelVerified
+from shoal_server.registry.findings import Findings, FoundBy
 from shoal_server.registry.manifest import Precision
 from shoal_server.registry.reference import (
     REFERENCE_FILE,
@@ -56,6 +57,7 @@ from shoal_server.registry.reference import (
 from shoal_server.registry.registry import ModelVersion, Registry
 from shoal_server.registry.repository import variant_files, variant_path
 from shoal_server.registry.store import RecordStore
+from shoal_server.registry.whole import WholeTasks
 from shoal_server.residency.pool import SessionPool
 from shoal_server.residency.resident import Lease, State
 
@@ -81,7 +83,7 @@ class Verifier:
         registry: Registry,
         pool: SessionPool[LoadedModel],
         placement: Placement,
-        conditions: Conditions,
+        findings: Findings,
         store: RecordStore,
         outcomes: dict[ModelKey, Accuracy],
         events: Publisher,
@@ -95,7 +97,7 @@ class Verifier:
             registry: Knows the versions.
             pool: Has the sessions.
             placement: Chooses devices.
-            conditions: Are told what is worse than it was.
+            findings: Are told what is worse than it was.
             store: Remembers the outcomes.
             outcomes: The last of each version; new ones are written into it.
             events: Are told of each.
@@ -105,14 +107,13 @@ class Verifier:
         self._registry = registry
         self._pool = pool
         self._placement = placement
-        self._conditions = conditions
+        self._findings = findings
         self._store = store
         self._events = events
         self._tolerance = tolerance
         self._wall_clock = wall_clock
         self._outcomes = outcomes
-        for key, accuracy in outcomes.items():
-            self._mark(key, accuracy)
+        self._tasks = WholeTasks()
 
     @property
     def outcomes(self) -> Mapping[ModelKey, Accuracy]:
@@ -148,30 +149,32 @@ class Verifier:
             at_s=self._wall_clock(),
             seconds=time.monotonic() - began_s,
         )
-        await self._tell(version.key, accuracy)
+        await self._tasks.finish(self._tell(version.key, accuracy))
         return accuracy
 
     async def _tell(self, key: ModelKey, accuracy: Accuracy) -> None:
         self._outcomes[key] = accuracy
         tell = log.info if accuracy.passed else log.error
         tell("verified", model=str(key), least_cosine=accuracy.least, problem=accuracy.problem)
-        self._mark(key, accuracy)
+        await self._mark(key, accuracy)
         self._events.publish(ModelVerified(key, accuracy))
         with suppress(NotPersisted):  # the store says it in the log
             await self._store.write(accuracy_change(key, accuracy))
 
-    def _mark(self, key: ModelKey, accuracy: Accuracy) -> None:
+    async def _mark(self, key: ModelKey, accuracy: Accuracy) -> None:
         if accuracy.passed:
-            self._conditions.mend(key)
+            await self._findings.clear(key)
         else:
-            self._conditions.fault(key, f"verification: {accuracy.problem}")
+            reason = f"verification: {accuracy.problem}"
+            await self._findings.note(key, reason, FoundBy.VERIFYING)
 
     async def _lease(self, version: ModelVersion) -> Lease[LoadedModel]:
         lease = self._pool.look_into(version.key)
         if lease is not None:
             return lease
         device = self._placement.device_for(version)
-        return await self._pool.acquire(version.key, device, pinned=version.serving.pinned)
+        pinned = version.serving.pinned
+        return await self._pool.acquire(version.key, device, pinned=pinned, why=LoadReason.ASKED)
 
     def _read(self, version: ModelVersion) -> _Reference:
         """What there is to compare with; in a thread."""
@@ -189,8 +192,8 @@ class Verifier:
                 path, files = its_own, variant_files(variant)
         if path not in files:
             raise NothingToCompare(
-                f"model {key} was prepared without vectors to compare it with: prepare it again, "
-                f"such as with `shoal models pull {key.name} --version NEW`",
+                f"model {key} was prepared without vectors to compare it with: `shoal models pull "
+                f"{key.name} --version {key.version}` keeps some, then `shoal models reload {key}`",
                 metadata={"model": key.name, "version": key.version},
             )
         repository.verify_files(key.name, key.version, {path: files[path]})

@@ -17,9 +17,10 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
+from shoal_client import commands
 from shoal_client.commands import embed
 from tests.client import fake as fakes
-from tests.client.fake import DEPRECATED_MODEL, MODEL, FakeServer, vectors_of
+from tests.client.fake import DEPRECATED_MODEL, MODEL, FakeServer, overloaded, vectors_of
 
 PROGRAM = "import typer; from shoal_client.commands import embed; typer.run(embed)"
 
@@ -77,6 +78,18 @@ def test_a_deprecated_model_is_told_once(shell: Shell) -> None:
     result = shell.run("--model", DEPRECATED_MODEL, stdin="line\n" * 300)
     assert len(rows(result)) == 300
     assert result.stderr == f"shoal: use {MODEL}\n"
+
+
+def test_a_wait_is_told_once(
+    shell: Shell, fake: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On standard error, with the server's reason; then vectors come as always."""
+    monkeypatch.setattr(commands, "_TOLD_WAIT_S", 0.0)
+    fake.fail_requests(overloaded(), overloaded(), text="one")
+    result = shell.run("one")
+    assert len(rows(result)) == 1
+    (told,) = result.stderr.splitlines()
+    assert told.startswith(f"shoal: {overloaded().message}; trying again in 0.")
 
 
 def test_no_input_is_no_output(shell: Shell) -> None:

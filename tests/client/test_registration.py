@@ -44,6 +44,7 @@ def test_there_and_back(client: Client) -> None:
     """A deregistered model is not found; registered again it is, and the answer says so."""
     client.deregister_model("small", force_after_s=5.0)
     assert [each.name for each in client.list_models()] == ["plain"]
+    assert [each.name for each in client.list_models(scope="deregistered")] == ["small"]
     with pytest.raises(ModelNotFoundError):
         client.embed(["red"], model="small")
     answer = client.register_model("small")
@@ -69,5 +70,10 @@ def test_models_are_found_by_what_they_can_do(client: Client) -> None:
     assert client.list_models(tokens=17) == []
     assert client.list_models(runs_on="cuda:63") == []
     assert len(client.list_models(input_type="text", kind="text_embedding")) == 2
+    assert len(client.list_models(scope="every_version")) == 2
+    with pytest.raises(InvalidArgumentError, match="scope"):
+        client.list_models(scope="all")
+    with pytest.raises(InvalidArgumentError, match="states"):
+        client.list_models(scope="deregistered", states=["ready"])
     with pytest.raises(InvalidArgumentError, match="input_type"):
         client.list_models(input_type="smell")

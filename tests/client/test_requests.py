@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Callable
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.v1.embed_pb2 import VectorEncoding
 from shoal_client import InvalidArgumentError
+from shoal_client.base import bounded_chunk_size
+from shoal_client.events import EventPosition
+from shoal_client.ranges import all_whole
 from shoal_client.requests import (
     ENCODINGS,
+    new_deregister_request,
     new_embed_request,
     new_settings_request,
     new_switch_request,
     new_unload_request,
     text_bytes,
+    token_ids,
 )
 
 
@@ -72,3 +82,41 @@ def test_targets_come_with_weights() -> None:
     """A list of them does not say how the traffic is shared."""
     with pytest.raises(TypeError, match="mapping from names to weights"):
         new_switch_request("prod", ["m@1", "m@2"], False)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("build", "field", "value"),
+    [
+        (lambda: new_switch_request("prod", {"m@1": 9, "m@2": -1}, False),
+         "targets[1].weight", "-1"),
+        (lambda: new_switch_request("prod", {"m": 1 << 32}, False),
+         "targets[0].weight", "4294967296"),
+        (lambda: new_embed_request(dimensions=-5), "dimensions", "-5"),
+        (lambda: new_unload_request("m", math.nan), "force_after_s", "nan"),
+        (lambda: new_unload_request("m", math.inf), "force_after_s", "inf"),
+        (lambda: new_deregister_request("m", -2.5), "force_after_s", "-2.5"),
+        (lambda: EventPosition((), (), -1, ""), "after_sequence", "-1"),
+        (lambda: EventPosition((), (), 1 << 64, ""), "after_sequence", str(1 << 64)),
+        (lambda: all_whole([8, -8], "lengths"), "lengths[1]", "-8"),
+        (lambda: bounded_chunk_size(0, 9), "chunk_size", "0"),
+        (lambda: token_ids([-1], 3), "tokens[3]", "-1"),
+    ],
+)  # fmt: skip
+def test_a_number_that_does_not_fit_names_its_field(
+    build: Callable[[], object], field: str, value: str
+) -> None:
+    """As the server's own refusals do: field, value, and what is allowed."""
+    with pytest.raises(InvalidArgumentError) as raised:
+        build()
+    assert (raised.value.field, raised.value.reason) == (field, "INVALID_INPUT")
+    assert value in raised.value.message
+    assert re.search(r"from 0 to \d+|at least 1", raised.value.message)
+
+
+def test_numbers_that_fit_are_sent_as_they_are() -> None:
+    """The limits themselves, and what numpy counts with."""
+    assert new_embed_request(dimensions=(1 << 32) - 1).dimensions == (1 << 32) - 1
+    request = new_switch_request("prod", {"m": np.int64(3)}, False)  # type: ignore[dict-item]
+    assert request.targets[0].weight == 3
+    assert new_unload_request("m", 0.0).HasField("force_after")
+    assert not new_unload_request("m", None).HasField("force_after")

@@ -39,6 +39,20 @@ def test_never_sooner_than_the_server_said(chance: float, attempt: int, said_s: 
     assert said_s <= delay <= said_s + 0.3
 
 
+def test_who_waits_is_told_how_long_and_why() -> None:
+    """Only of waits: not of the next server, which is tried at once, nor of the end."""
+    told: list[tuple[str, float]] = []
+    policy = RetryPolicy(max_attempts=2, on_wait=lambda why, s: told.append((str(why), s)))
+    tries = Attempts(policy, servers=2, random=lambda: 0.0)
+    tries.delay_s(UNREACHABLE, 0.0)
+    assert told == []
+    tries.delay_s(OverloadedError("full", retry_after_s=2.5), 0.0)
+    assert told == [("full", 2.5)]
+    with pytest.raises(OverloadedError):
+        tries.delay_s(OverloadedError("still full", retry_after_s=2.5), 0.0)
+    assert told == [("full", 2.5)]
+
+
 def test_ceiling_doubles_up_to_its_maximum() -> None:
     """Full jitter: the ceiling is initial, doubled with each attempt, then flat."""
     policy = RetryPolicy(max_attempts=9, initial_backoff_s=0.1, max_backoff_s=0.5)

@@ -148,13 +148,23 @@ def test_tiny_timeout_is_named(client: Client, fake: FakeServer, timeout_s: floa
 
 
 def test_default_timeout_is_the_clients(connect: Connect, fake: FakeServer) -> None:
-    """Calls that name no timeout have the client's; infinity sends none."""
+    """Calls that name no timeout have the client's; infinity, or ages, sends none."""
     connect(timeout_s=7).list_models()
     connect().list_models(timeout_s=math.inf)
-    limited, unlimited = (call.timeout_s for call in fake.calls)
+    connect().list_models(timeout_s=1e300)
+    limited, *unlimited = (call.timeout_s for call in fake.calls)
     assert limited is not None
     assert 6 < limited < 7.5  # grpc rounds timeouts up
-    assert unlimited is None
+    assert unlimited == [None, None]
+
+
+def test_a_timeout_that_is_no_number_is_refused(connect: Connect, fake: FakeServer) -> None:
+    """Of a call as of a client: nothing compares with it, so it would never end or begin."""
+    with pytest.raises(InvalidArgumentError, match="timeout_s"):
+        connect().list_models(timeout_s=math.nan)
+    with pytest.raises(ValueError, match="timeout_s"):
+        connect(timeout_s=math.nan)
+    assert fake.calls == []
 
 
 def test_request_id_is_sent_and_the_answered_one_returned(client: Client, fake: FakeServer) -> None:

@@ -219,7 +219,7 @@ def test_timeout_is_for_each_request(client: Client, fake: FakeServer) -> None:
 @pytest.mark.parametrize("option", ["chunk_size", "max_in_flight"])
 def test_number_that_makes_no_sense_is_refused(client: Client, option: str) -> None:
     """Nothing in flight would never end."""
-    with pytest.raises(ValueError, match="above 0"):
+    with pytest.raises(InvalidArgumentError, match=f"{option}: 0 is not at least 1"):
         client.embed_iter(["a"], **{option: 0})  # type: ignore[arg-type]
 
 

@@ -18,11 +18,13 @@ from loadtests.soak.documented import (
     NO_ROOM,
     NOT_NOW,
     NOT_THERE,
+    Deregistering,
     Failure,
     Gone,
     Refusing,
     Unloading,
     is_documented,
+    is_documented_of,
 )
 from loadtests.soak.ledger import Ledger
 from loadtests.soak.names import Names
@@ -93,6 +95,20 @@ def test_want_of_room_is_always_documented_and_a_failed_run_never() -> None:
     timeline.begin(Unloading(), 0.0)
     assert is_documented(NO_ROOM, "prod", timeline, 0.0, 1.0)
     assert not is_documented(INTERNAL, "prod", timeline, 0.0, 1.0)
+
+
+def test_an_operation_may_end_as_it_is_documented_for_it() -> None:
+    """Always, or while a model is deregistered, unloaded by force or refused."""
+    timeline = Timeline()
+    assert is_documented_of("ProfileModel", NO_ROOM, timeline, 0, 1)
+    assert not is_documented_of("VerifyModel", NOT_THERE, timeline, 0, 1)
+    for fact in (Deregistering(), Unloading(), Refusing()):
+        timeline.begin(fact, 2)
+    for failure in (NOT_THERE, GOING_AWAY, NOT_NOW):
+        assert is_documented_of("VerifyModel", failure, timeline, 2, 3)
+    assert is_documented_of("LoadModel", NOT_THERE, timeline, 2, 3)
+    assert not is_documented_of("LoadModel", GOING_AWAY, timeline, 2, 3)
+    assert not is_documented_of("VerifyModel", INTERNAL, timeline, 2, 3)
 
 
 async def test_a_name_means_both_while_it_changes_and_one_then() -> None:

@@ -18,6 +18,7 @@ from shoal_server.listing import Order, Query, select
 from shoal_server.registry.capabilities import Capabilities, Graph, InputType
 from shoal_server.registry.index import ModelFiles
 from shoal_server.registry.manifest import ModelManifest, Source, VersionManifest
+from shoal_server.registry.scopes import Scope
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ def model(
     max_tokens: int = 16,
     reads_texts: bool = True,
     devices: tuple[str, ...] = ("cpu",),
+    version: str = "1",
 ) -> ListedModel:
     manifest = VersionManifest(
         dimensions=dimensions, matryoshka_dimensions=(dimensions // 2,), max_tokens=16,
@@ -79,7 +81,7 @@ def model(
         graphs=tuple(Graph(each, 1) for each in precisions),
     )
     files = ModelFiles(
-        ModelKey(name, "1"), ("1",), ModelManifest(), manifest,
+        ModelKey(name, version), (version,), ModelManifest(), manifest,
         cast(Any, Chosen(file_bytes)), "", f"{name}\n{about}".lower(), capabilities,
     )  # fmt: skip
     resident = Resident(device, last_used_s) if device else None
@@ -186,12 +188,31 @@ def test_a_model_that_comes_or_goes_between_two_pages_moves_no_other() -> None:
     assert [each.name for each in rest.models] == ["delta", "gamma", "zeta"]
 
 
+@pytest.mark.parametrize("descending", [False, True])
+def test_pages_of_versions_together_are_the_whole(descending: bool) -> None:
+    """Of a model the oldest version first, 2 before 10, also where a page ends among them."""
+    models = [model("b"), *(model("a", version=each) for each in ("10", "1", "2", "01"))]
+    found: list[str] = []
+    token = ""
+    while True:
+        page = select(models, Query(
+            scope=Scope.EVERY_VERSION, descending=descending, page_size=1, page_token=token
+        ))  # fmt: skip
+        found += [str(each.files.key) for each in page.models]
+        token = page.next_token
+        if not token:
+            break
+    expected = ["a@01", "a@1", "a@2", "a@10", "b@1"]
+    assert found == (expected[::-1] if descending else expected)
+
+
 def test_a_token_of_another_order_is_refused() -> None:
     """It would go on in the wrong place."""
     token = select(MODELS, Query(page_size=1)).next_token
     for query in (
         Query(page_token=token, descending=True),
         Query(page_token=token, order=Order.FILE_BYTES),
+        Query(page_token=token, scope=Scope.EVERY_VERSION),
         Query(page_token="nonsense"),
         Query(page_token=base64.urlsafe_b64encode(b"[" * 100_000).decode()),
         Query(page_token=token[:-4]),

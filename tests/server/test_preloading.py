@@ -170,6 +170,16 @@ async def test_what_was_used_makes_place_for_the_next(parts: Parts) -> None:
     assert parts.bench.loader.loads == [A, B, C]
 
 
+async def test_only_a_request_is_a_use(parts: Parts) -> None:
+    """Not an operator's load: nobody knows yet whether it was wanted."""
+    await parts.preloader.look()
+    await parts.bench.pool.load(A, CPU)
+    await parts.preloader.look()
+    assert parts.outcomes == []
+    await parts.bench.pool.unload(A)
+    assert parts.outcomes == [(A, "unused")]
+
+
 async def test_what_leaves_unused_is_told_and_not_tried_again_at_once(parts: Parts) -> None:
     """It would be loaded and released back and forth; after the horizon it may be."""
     await parts.preloader.look()

@@ -6,7 +6,7 @@ import asyncio
 import threading
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from shoal_server.core import ModelKey
 from shoal_server.registry.conditions import Conditions
@@ -23,7 +23,7 @@ class Version:
     key: ModelKey
     revision: int
     files: tuple[str, ...] = ()
-    serving: ClassVar[Any] = SimpleNamespace(device="")
+    serving: ClassVar[Any] = SimpleNamespace(device="", pinned=False)
 
 
 class Disk:
@@ -49,9 +49,25 @@ class Disk:
     def adopt(self, version: Version) -> None:
         self.adopted = version
 
+    def open_next(self, version: Version) -> None:
+        """The loader here asks nobody."""
+
     def verify_files(self, name: str, version: str, files: object) -> None:
         self.verifying.set()
         assert self.may_go_on.wait(WAIT_S)
+
+
+class Nothing:
+    """Knows of nothing bad."""
+
+    def loaded(self, key: ModelKey) -> None:
+        """As it was known."""
+
+    async def drop_outdated(self, key: ModelKey) -> None:
+        """There is nothing."""
+
+    def of(self, key: ModelKey) -> None:
+        """Nothing is."""
 
 
 async def test_what_came_into_memory_meanwhile_is_read_again_too() -> None:
@@ -60,7 +76,11 @@ async def test_what_came_into_memory_meanwhile_is_read_again_too() -> None:
     registry: Any = disk
     pool: Any = bench.pool
     placement: Any = SimpleNamespace(device_for=lambda *_, **__: CPU)
-    reloader = Reloader(registry, pool, placement, Conditions(), Published(), lambda key: None)
+    findings: Any = Nothing()
+    reloader = Reloader(
+        registry, pool, placement, Conditions(), findings, cast(Any, None), Published(),
+        lambda key: None,
+    )  # fmt: skip
     reloading = asyncio.create_task(reloader.reload("a"))
     assert await asyncio.to_thread(disk.verifying.wait, WAIT_S)
     await bench.use(A)

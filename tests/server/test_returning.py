@@ -63,6 +63,8 @@ def test_the_most_used_comes_first(root: Path) -> None:
     ):
         eventually(lambda: len(in_memory(connection)) == 3, "three models in memory")
         assert in_memory(connection) == ["often", "sometimes", "rarely"]
+        reason = connection.models()["often"].residency.load_reason
+        assert reason == control_pb.LOAD_REASON_RESTORED
         ready, *loads = (
             number
             for number, line in enumerate(server.output)

@@ -1,22 +1,38 @@
-"""How often the server tries by itself what failed."""
+"""How often the server tries by itself what failed, and what a try leaves behind."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from structlog.testing import capture_logs
 
 from shoal_server.core import ModelKey
-from shoal_server.errors import UpdateFailed
+from shoal_server.errors import (
+    FailedPrecondition,
+    NothingToCompare,
+    NotPersisted,
+    ShoalError,
+    UpdateFailed,
+)
+from shoal_server.registry.accuracy import Accuracy
 from shoal_server.registry.conditions import Conditions
 from shoal_server.registry.events import Event, ModelUpdateFailed
+from shoal_server.registry.findings import Findings
 from shoal_server.registry.manifest import MODEL_FILE, ModelManifest
 from shoal_server.registry.registry import Registry
 from shoal_server.registry.repository import ModelRepository
+from shoal_server.registry.store import RecordStore
 from shoal_server.residency.resident import State
+from shoal_server.switching import Switcher
 from shoal_server.updating import Updater
+from tests.server.residency.fakes import CPU, Published
+from tests.server.residency.fakes import Bench as PoolBench
 from tests.tiny_model import make_tiny_model
 
 INTERVAL_S = 60.0
@@ -52,6 +68,7 @@ class Bench:
             cast(Any, None),
             cast(Any, None),
             self.conditions,
+            Findings(self.registry.repository, self.conditions, RecordStore(root / ".db")),
             cast(Any, SimpleNamespace(publish=self.events.append)),
             self.hub,
             retry_after_s=INTERVAL_S,
@@ -110,3 +127,104 @@ async def test_it_shows_while_something_newer_is_prepared(bench: Bench) -> None:
     bench.conditions.observe(lambda key: seen.append(bench.conditions.of(key).downloading))
     await bench.updater.look("hub")
     assert seen == ["a newer version is looked for", None]
+
+
+ONE, TWO = ModelKey("tiny", "1"), ModelKey("tiny", "2")
+
+
+class Judge:
+    """A verifier that says what it is told to; something else happens meanwhile."""
+
+    def __init__(self) -> None:
+        self.says: Accuracy | ShoalError = replace(GOOD, problem="worse")
+        self.meanwhile: Callable[[], Awaitable[None]] | None = None
+
+    async def verify_version(self, _: object) -> Accuracy:
+        if self.meanwhile is not None:
+            await self.meanwhile()
+        if isinstance(self.says, ShoalError):
+            raise self.says
+        return self.says
+
+
+GOOD = Accuracy(4, 1.0, 1.0, None, 1.0, 0.001, "", "tests 1", "fp32", 0.0, 0.1)
+
+
+@dataclass
+class Parts:
+    """An updater whose sessions are fakes; the first version is in memory, a second came."""
+
+    updater: Updater
+    judge: Judge
+    bench: PoolBench
+    store: RecordStore
+
+    def is_in_memory(self) -> bool:
+        return self.bench.pool.get(TWO) is not None
+
+
+@pytest.fixture
+async def parts(tmp_path: Path) -> AsyncIterator[Parts]:
+    make_tiny_model(tmp_path)
+    bench, store, published = PoolBench(), RecordStore(tmp_path / ".db"), Published()
+    repository = ModelRepository(tmp_path)
+    findings = Findings(repository, bench.conditions, store)
+    registry = Registry(repository, "tiny", found=findings.by_model)
+    pool: Any = bench.pool
+    placement: Any = SimpleNamespace(device_for=lambda *_, **__: CPU)
+    switcher = Switcher(registry, pool, placement, store, published)
+    judge = Judge()
+    verifier: Any = judge
+    await registry.resolve("tiny")
+    await bench.use(ONE)
+    make_tiny_model(tmp_path, version="2")
+    updater = Updater(
+        registry, pool, switcher, verifier, bench.conditions, findings, published, Hub(),
+        retry_after_s=INTERVAL_S,
+    )  # fmt: skip
+    yield Parts(updater, judge, bench, store)
+    await switcher.close()
+    await findings.close()
+    await bench.shut_down()
+
+
+async def test_a_version_that_is_no_good_leaves_memory(parts: Parts) -> None:
+    """Where nobody but the update has asked for it."""
+    with pytest.raises(FailedPrecondition, match="worse"):
+        await parts.updater.update("tiny", "repository")
+    assert not parts.is_in_memory()
+
+
+@pytest.mark.parametrize("how", ["used", "pinned"])
+async def test_one_that_somebody_wants_meanwhile_stays(parts: Parts, how: str) -> None:
+    """By name and version it can be had, good or not."""
+
+    async def want() -> None:
+        if how == "used":
+            await parts.bench.use(TWO)
+        else:
+            parts.bench.pool.pin(TWO, True)
+
+    parts.judge.meanwhile = want
+    with pytest.raises(FailedPrecondition, match="worse"):
+        await parts.updater.update("tiny", "repository")
+    assert parts.is_in_memory()
+
+
+@pytest.mark.parametrize("is_full", [False, True])
+async def test_it_is_told_of_an_update_when_it_is_made(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch, is_full: bool
+) -> None:
+    """One without vectors to compare it with is in the log when the name means it, not before."""
+
+    async def refuse(*_: object) -> None:
+        raise NotPersisted("the disk is full")
+
+    parts.judge.says = NothingToCompare("no vectors are kept with it")
+    if is_full:
+        monkeypatch.setattr(parts.store, "write", refuse)
+    with capture_logs() as logged, suppress(NotPersisted):
+        await parts.updater.update("tiny", "repository")
+    told = [each["event"] for each in logged]
+    assert ("updated_unverified" in told) == (not is_full)
+    assert ("switched" in told) == (not is_full)

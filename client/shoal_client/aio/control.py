@@ -61,6 +61,7 @@ class AsyncControlClient(
         runs_on: str = "",
         prompt: str = "",
         tokens: int = 0,
+        scope: str = "names",
         order_by: str = "name",
         descending: bool = False,
         timeout_s: float | None = None,
@@ -80,6 +81,7 @@ class AsyncControlClient(
             runs_on,
             prompt,
             tokens,
+            scope,
             order_by,
             descending,
         )

@@ -9,6 +9,7 @@ from shoal.v1.profile_pb2 import GetProfileRequest, ModelProfile, ProfileModelRe
 from shoal_client.aio.versions import AsyncVersionsClient
 from shoal_client.errors import stream_ended
 from shoal_client.profiles import ProfileAnswers
+from shoal_client.ranges import all_whole, whole
 from shoal_client.requests import new_request_id
 from shoal_client.retry import NO_DEADLINE
 
@@ -40,10 +41,10 @@ class AsyncProfileClient(AsyncVersionsClient):
         """As `Client.profile_model`."""
         request = ProfileModelRequest(
             model=model,
-            batch_sizes=batch_sizes,
-            lengths=lengths,
-            max_batch_tokens=max_batch_tokens,
-            runs=runs,
+            batch_sizes=all_whole(batch_sizes, "batch_sizes"),
+            lengths=all_whole(lengths, "lengths"),
+            max_batch_tokens=whole(max_batch_tokens, "max_batch_tokens"),
+            runs=whole(runs, "runs"),
             max_share=max_share,
         )
         deadline = NO_DEADLINE if timeout_s is None else self._planner.deadline(timeout_s)

@@ -16,6 +16,7 @@ from shoal.v1.versions_pb2 import (
     UpdateTagsRequest,
 )
 from shoal_client.base import ClientBase
+from shoal_client.ranges import whole
 from shoal_client.requests import new_deprecation, new_switch_request
 
 if TYPE_CHECKING:
@@ -54,7 +55,9 @@ class AsyncVersionsClient(ClientBase):
         request_id: str = "",
     ) -> Alias:
         """As `Client.rollback_model`."""
-        request = RollbackModelRequest(alias=alias, revision=revision, keep_previous=keep_previous)
+        request = RollbackModelRequest(
+            alias=alias, revision=whole(revision, "revision"), keep_previous=keep_previous
+        )
         response = await self._call(
             lambda server: server.control.RollbackModel,
             request,

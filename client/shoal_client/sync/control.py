@@ -59,6 +59,7 @@ class ControlClient(UpkeepClient, UsageClient, ProfileClient, RegistrationClient
         runs_on: str = "",
         prompt: str = "",
         tokens: int = 0,
+        scope: str = "names",
         order_by: str = "name",
         descending: bool = False,
         timeout_s: float | None = None,
@@ -79,6 +80,9 @@ class ControlClient(UpkeepClient, UsageClient, ProfileClient, RegistrationClient
             runs_on: Can be run there as they are served: "cpu", "cuda:0", or "cuda".
             prompt: Have a prompt of that name.
             tokens: Take inputs of so many; 0: of any.
+            scope: "names": each model at the version that its bare name means;
+                "every_version": each version by itself; "deregistered": only what
+                `register_model` can take back.
             order_by: "name", "state", "file_bytes" or "last_used".
             descending: The greatest first.
             timeout_s: See the class; for each page of 500.
@@ -100,6 +104,7 @@ class ControlClient(UpkeepClient, UsageClient, ProfileClient, RegistrationClient
             runs_on,
             prompt,
             tokens,
+            scope,
             order_by,
             descending,
         )
@@ -270,7 +275,8 @@ class ControlClient(UpkeepClient, UsageClient, ProfileClient, RegistrationClient
         Without any, nothing changes.
 
         Args:
-            settings: By name, values as the command line takes them: `"debug"`.
+            settings: By name, values as the command line takes them: `"debug"`; `"unset"`
+                where a setting may have no value, such as a limit that is switched off.
             persist: Keep them over restarts. Default: they last until it stops.
             timeout_s: See the class.
             request_id: See the class.

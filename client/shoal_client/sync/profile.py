@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from shoal.v1.profile_pb2 import GetProfileRequest, ModelProfile, ProfileModelRequest
 from shoal_client.errors import stream_ended
 from shoal_client.profiles import ProfileAnswers
+from shoal_client.ranges import all_whole, whole
 from shoal_client.requests import new_request_id
 from shoal_client.retry import NO_DEADLINE
 from shoal_client.sync.versions import VersionsClient
@@ -68,10 +69,10 @@ class ProfileClient(VersionsClient):
         """
         request = ProfileModelRequest(
             model=model,
-            batch_sizes=batch_sizes,
-            lengths=lengths,
-            max_batch_tokens=max_batch_tokens,
-            runs=runs,
+            batch_sizes=all_whole(batch_sizes, "batch_sizes"),
+            lengths=all_whole(lengths, "lengths"),
+            max_batch_tokens=whole(max_batch_tokens, "max_batch_tokens"),
+            runs=whole(runs, "runs"),
             max_share=max_share,
         )
         deadline = NO_DEADLINE if timeout_s is None else self._planner.deadline(timeout_s)

@@ -71,9 +71,10 @@ class UpkeepClient(VersionsClient):
         timeout_s: float | None = None,
         request_id: str = "",
     ) -> UpdateModelResponse:
-        """Let a model's bare name mean a newer version, if there is one and it is good.
+        """Let a model's bare name mean the newest version that is good.
 
-        It is verified and loaded first. Requests are served all the while.
+        It is verified and loaded first. Requests are served all the while. The answer's
+        `bad_versions` are those that were passed over.
 
         Args:
             model: Name of a model; empty: the default model.
@@ -84,8 +85,8 @@ class UpkeepClient(VersionsClient):
 
         Raises:
             ModelNotFoundError: The repository has none of that name.
-            FailedPreconditionError: The name is pinned to a version, or the newer one is
-                no good; the name means what it meant.
+            FailedPreconditionError: The name is pinned to a version, or no newer one is
+                good; the name means what it meant.
             InvalidArgumentError: `source` is another word.
         """
         request = new_update_request(model, source)

@@ -16,6 +16,7 @@ from shoal.v1.versions_pb2 import (
     UpdateTagsRequest,
 )
 from shoal_client.base import ClientBase
+from shoal_client.ranges import whole
 from shoal_client.requests import new_deprecation, new_switch_request
 
 if TYPE_CHECKING:
@@ -84,7 +85,9 @@ class VersionsClient(ClientBase):
             ModelNotFoundError: There is no such alias.
             FailedPreconditionError: There is no such revision, or nothing before.
         """
-        request = RollbackModelRequest(alias=alias, revision=revision, keep_previous=keep_previous)
+        request = RollbackModelRequest(
+            alias=alias, revision=whole(revision, "revision"), keep_previous=keep_previous
+        )
         response = self._call(
             lambda server: server.control.RollbackModel,
             request,
@@ -138,7 +141,8 @@ class VersionsClient(ClientBase):
 
         Args:
             model: Name of a model.
-            version: To pin it to. Default: model.toml's default_version, else the latest.
+            version: To pin it to. Default: model.toml's default_version, else the newest
+                that is not known to be bad.
             timeout_s: See the class.
             request_id: See the class.
 

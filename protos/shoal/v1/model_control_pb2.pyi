@@ -111,9 +111,13 @@ class _LoadReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LoadReason
     LOAD_REASON_ASKED: _LoadReason.ValueType  # 2
     """Somebody called for it: LoadModel, or another call that loads."""
     LOAD_REASON_START: _LoadReason.ValueType  # 3
-    """The server's settings name it, or it was in memory when the server ended."""
+    """The server's settings name it."""
     LOAD_REASON_PRELOADED: _LoadReason.ValueType  # 10
     """It is usually asked for at this time (preload_ahead)."""
+    LOAD_REASON_RESTORED: _LoadReason.ValueType  # 70
+    """It was in memory when the server ended (restore_models)."""
+    LOAD_REASON_SWITCHED: _LoadReason.ValueType  # 71
+    """A name was to mean it: SwitchModel, RollbackModel, SetVersionPolicy or an update."""
 
 class LoadReason(_LoadReason, metaclass=_LoadReasonEnumTypeWrapper):
     """Why a model came into memory."""
@@ -124,9 +128,13 @@ LOAD_REASON_REQUEST: LoadReason.ValueType  # 1
 LOAD_REASON_ASKED: LoadReason.ValueType  # 2
 """Somebody called for it: LoadModel, or another call that loads."""
 LOAD_REASON_START: LoadReason.ValueType  # 3
-"""The server's settings name it, or it was in memory when the server ended."""
+"""The server's settings name it."""
 LOAD_REASON_PRELOADED: LoadReason.ValueType  # 10
 """It is usually asked for at this time (preload_ahead)."""
+LOAD_REASON_RESTORED: LoadReason.ValueType  # 70
+"""It was in memory when the server ended (restore_models)."""
+LOAD_REASON_SWITCHED: LoadReason.ValueType  # 71
+"""A name was to mean it: SwitchModel, RollbackModel, SetVersionPolicy or an update."""
 Global___LoadReason: _TypeAlias = LoadReason  # noqa: Y015
 
 class _UnloadReason:
@@ -139,7 +147,7 @@ class _UnloadReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UnloadRe
     UNLOAD_REASON_EVICTED: _UnloadReason.ValueType  # 1
     """To make room for others."""
     UNLOAD_REASON_ASKED: _UnloadReason.ValueType  # 2
-    """Somebody called for it: UnloadModel, or another call that unloads."""
+    """Somebody called UnloadModel."""
     UNLOAD_REASON_IDLE: _UnloadReason.ValueType  # 3
     """Nobody used it for as long as models are kept."""
     UNLOAD_REASON_KEEP_ALIVE: _UnloadReason.ValueType  # 4
@@ -148,6 +156,14 @@ class _UnloadReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UnloadRe
     """Memory was short on its device."""
     UNLOAD_REASON_SHUTDOWN: _UnloadReason.ValueType  # 6
     """The server stops."""
+    UNLOAD_REASON_SWITCHED: _UnloadReason.ValueType  # 70
+    """No name means it any longer: SwitchModel, RollbackModel, SetVersionPolicy or an update."""
+    UNLOAD_REASON_REPLACED: _UnloadReason.ValueType  # 71
+    """Its files were read again (ReloadModel)."""
+    UNLOAD_REASON_REJECTED: _UnloadReason.ValueType  # 72
+    """It was loaded to be updated to, and was found not to be good (UpdateModel, auto_update)."""
+    UNLOAD_REASON_DEREGISTERED: _UnloadReason.ValueType  # 73
+    """DeregisterModel."""
 
 class UnloadReason(_UnloadReason, metaclass=_UnloadReasonEnumTypeWrapper):
     """Why a model left memory."""
@@ -156,7 +172,7 @@ UNLOAD_REASON_UNSPECIFIED: UnloadReason.ValueType  # 0
 UNLOAD_REASON_EVICTED: UnloadReason.ValueType  # 1
 """To make room for others."""
 UNLOAD_REASON_ASKED: UnloadReason.ValueType  # 2
-"""Somebody called for it: UnloadModel, or another call that unloads."""
+"""Somebody called UnloadModel."""
 UNLOAD_REASON_IDLE: UnloadReason.ValueType  # 3
 """Nobody used it for as long as models are kept."""
 UNLOAD_REASON_KEEP_ALIVE: UnloadReason.ValueType  # 4
@@ -165,6 +181,14 @@ UNLOAD_REASON_PRESSURE: UnloadReason.ValueType  # 5
 """Memory was short on its device."""
 UNLOAD_REASON_SHUTDOWN: UnloadReason.ValueType  # 6
 """The server stops."""
+UNLOAD_REASON_SWITCHED: UnloadReason.ValueType  # 70
+"""No name means it any longer: SwitchModel, RollbackModel, SetVersionPolicy or an update."""
+UNLOAD_REASON_REPLACED: UnloadReason.ValueType  # 71
+"""Its files were read again (ReloadModel)."""
+UNLOAD_REASON_REJECTED: UnloadReason.ValueType  # 72
+"""It was loaded to be updated to, and was found not to be good (UpdateModel, auto_update)."""
+UNLOAD_REASON_DEREGISTERED: UnloadReason.ValueType  # 73
+"""DeregisterModel."""
 Global___UnloadReason: _TypeAlias = UnloadReason  # noqa: Y015
 
 class _EventKind:
@@ -187,6 +211,7 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     EVENT_KIND_MODEL_RELOADED: _EventKind.ValueType  # 61
     EVENT_KIND_MODEL_UPDATED: _EventKind.ValueType  # 62
     EVENT_KIND_MODEL_UPDATE_FAILED: _EventKind.ValueType  # 63
+    EVENT_KIND_MODEL_RELOAD_FAILED: _EventKind.ValueType  # 64
     EVENT_KIND_PRELOAD_DECIDED: _EventKind.ValueType  # 70
     EVENT_KIND_WARM_MODEL_RELEASED: _EventKind.ValueType  # 80
     EVENT_KIND_MODEL_PROFILED: _EventKind.ValueType  # 90
@@ -208,6 +233,7 @@ EVENT_KIND_MODEL_VERIFIED: EventKind.ValueType  # 60
 EVENT_KIND_MODEL_RELOADED: EventKind.ValueType  # 61
 EVENT_KIND_MODEL_UPDATED: EventKind.ValueType  # 62
 EVENT_KIND_MODEL_UPDATE_FAILED: EventKind.ValueType  # 63
+EVENT_KIND_MODEL_RELOAD_FAILED: EventKind.ValueType  # 64
 EVENT_KIND_PRELOAD_DECIDED: EventKind.ValueType  # 70
 EVENT_KIND_WARM_MODEL_RELEASED: EventKind.ValueType  # 80
 EVENT_KIND_MODEL_PROFILED: EventKind.ValueType  # 90
@@ -260,6 +286,42 @@ POOLING_MEAN: Pooling.ValueType  # 1
 POOLING_CLS: Pooling.ValueType  # 2
 POOLING_LAST_TOKEN: Pooling.ValueType  # 3
 Global___Pooling: _TypeAlias = Pooling  # noqa: Y015
+
+class _ModelScope:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ModelScopeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelScope.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MODEL_SCOPE_UNSPECIFIED: _ModelScope.ValueType  # 0
+    """The same as MODEL_SCOPE_NAMES."""
+    MODEL_SCOPE_NAMES: _ModelScope.ValueType  # 1
+    """Each model once, at the version that its bare name means."""
+    MODEL_SCOPE_EVERY_VERSION: _ModelScope.ValueType  # 2
+    """Every version of every model, each by itself. Those that bare names do not mean are
+    read from the disk for each list.
+    """
+    MODEL_SCOPE_DEREGISTERED: _ModelScope.ValueType  # 3
+    """Only what DeregisterModel took out and RegisterModel can take back, as its files are
+    now; its state is unspecified.
+    """
+
+class ModelScope(_ModelScope, metaclass=_ModelScopeEnumTypeWrapper):
+    """What a list is of."""
+
+MODEL_SCOPE_UNSPECIFIED: ModelScope.ValueType  # 0
+"""The same as MODEL_SCOPE_NAMES."""
+MODEL_SCOPE_NAMES: ModelScope.ValueType  # 1
+"""Each model once, at the version that its bare name means."""
+MODEL_SCOPE_EVERY_VERSION: ModelScope.ValueType  # 2
+"""Every version of every model, each by itself. Those that bare names do not mean are
+read from the disk for each list.
+"""
+MODEL_SCOPE_DEREGISTERED: ModelScope.ValueType  # 3
+"""Only what DeregisterModel took out and RegisterModel can take back, as its files are
+now; its state is unspecified.
+"""
+Global___ModelScope: _TypeAlias = ModelScope  # noqa: Y015
 
 class _ModelOrder:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -347,6 +409,7 @@ class ModelInfo(_message.Message):
     INPUT_TYPES_FIELD_NUMBER: _builtins.int
     VARIANTS_FIELD_NUMBER: _builtins.int
     DEVICES_FIELD_NUMBER: _builtins.int
+    MEANT_BY_NAME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its folder's name in the repository."""
     version: _builtins.str
@@ -390,6 +453,8 @@ class ModelInfo(_message.Message):
     """Why it left memory last; unspecified when it did not since the server started."""
     pinned_version: _builtins.str
     """The version that the bare name is pinned to (SetVersionPolicy); empty: it is not."""
+    meant_by_name: _builtins.bool
+    """Whether `name` alone means this version."""
     @_builtins.property
     def versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """All prepared versions, oldest first."""
@@ -483,10 +548,11 @@ class ModelInfo(_message.Message):
         input_types: _abc.Iterable[_capabilities_pb2.InputType.ValueType] | None = ...,
         variants: _abc.Iterable[_capabilities_pb2.PrecisionVariant] | None = ...,
         devices: _abc.Iterable[_builtins.str] | None = ...,
+        meant_by_name: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_reference_cosine", b"_reference_cosine", "accuracy", b"accuracy", "deprecation", b"deprecation", "last_unloaded_at", b"last_unloaded_at", "reference_cosine", b"reference_cosine", "residency", b"residency"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_reference_cosine", b"_reference_cosine", "accuracy", b"accuracy", "default_prompt_name", b"default_prompt_name", "deprecation", b"deprecation", "description", b"description", "devices", b"devices", "dimensions", b"dimensions", "file_bytes", b"file_bytes", "input_types", b"input_types", "is_default", b"is_default", "kind", b"kind", "languages", b"languages", "last_unload_reason", b"last_unload_reason", "last_unloaded_at", b"last_unloaded_at", "license", b"license", "matryoshka_dimensions", b"matryoshka_dimensions", "max_tokens", b"max_tokens", "name", b"name", "normalized", b"normalized", "pinned_version", b"pinned_version", "pooling", b"pooling", "precision", b"precision", "prompts", b"prompts", "reference_cosine", b"reference_cosine", "residency", b"residency", "served_as", b"served_as", "source", b"source", "state", b"state", "state_reason", b"state_reason", "tags", b"tags", "variants", b"variants", "version", b"version", "versions", b"versions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_reference_cosine", b"_reference_cosine", "accuracy", b"accuracy", "default_prompt_name", b"default_prompt_name", "deprecation", b"deprecation", "description", b"description", "devices", b"devices", "dimensions", b"dimensions", "file_bytes", b"file_bytes", "input_types", b"input_types", "is_default", b"is_default", "kind", b"kind", "languages", b"languages", "last_unload_reason", b"last_unload_reason", "last_unloaded_at", b"last_unloaded_at", "license", b"license", "matryoshka_dimensions", b"matryoshka_dimensions", "max_tokens", b"max_tokens", "meant_by_name", b"meant_by_name", "name", b"name", "normalized", b"normalized", "pinned_version", b"pinned_version", "pooling", b"pooling", "precision", b"precision", "prompts", b"prompts", "reference_cosine", b"reference_cosine", "residency", b"residency", "served_as", b"served_as", "source", b"source", "state", b"state", "state_reason", b"state_reason", "tags", b"tags", "variants", b"variants", "version", b"version", "versions", b"versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__reference_cosine: _TypeAlias = _typing.Literal["reference_cosine"]  # noqa: Y015
     _WhichOneofArgType__reference_cosine: _TypeAlias = _typing.Literal["_reference_cosine", b"_reference_cosine"]  # noqa: Y015
@@ -525,7 +591,7 @@ class Residency(_message.Message):
     load_reason: Global___LoadReason.ValueType
     """Why it was loaded."""
     uses: _builtins.int
-    """Requests that used it since it was loaded."""
+    """Requests that used it since it was loaded; loads, warm-ups and verifications do not count."""
     from_warm: _builtins.bool
     """Whether it had stayed warm in RAM before: no file was read to load it."""
     @_builtins.property
@@ -534,7 +600,9 @@ class Residency(_message.Message):
 
     @_builtins.property
     def last_used_at(self) -> _timestamp_pb2.Timestamp:
-        """When a request last took or gave back a lease; the least recent is evicted first."""
+        """When a request last began or ended, or LoadModel asked for it; the least recent is
+        evicted first.
+        """
 
     @_builtins.property
     def load_duration(self) -> _duration_pb2.Duration:
@@ -590,6 +658,7 @@ class ListModelsRequest(_message.Message):
     RUNS_ON_FIELD_NUMBER: _builtins.int
     PROMPT_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
+    SCOPE_FIELD_NUMBER: _builtins.int
     device: _builtins.str
     """Only models in memory on this device: "cpu", "cuda:0", … Empty: all."""
     text: _builtins.str
@@ -621,6 +690,10 @@ class ListModelsRequest(_message.Message):
     """Only models that have a prompt of this name. Empty: all."""
     tokens: _builtins.int
     """Only models that take inputs of so many tokens. 0: all."""
+    scope: Global___ModelScope.ValueType
+    """What is listed, and what the fields above are asked of. Default: each model once, at
+    the version that its bare name means.
+    """
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[Global___ModelState.ValueType]:
         """Only models in one of these states. Empty: in any."""
@@ -654,10 +727,11 @@ class ListModelsRequest(_message.Message):
         runs_on: _builtins.str = ...,
         prompt: _builtins.str = ...,
         tokens: _builtins.int = ...,
+        scope: Global___ModelScope.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["descending", b"descending", "device", b"device", "dimensions", b"dimensions", "input_type", b"input_type", "kind", b"kind", "languages", b"languages", "order_by", b"order_by", "page_size", b"page_size", "page_token", b"page_token", "precision", b"precision", "prompt", b"prompt", "runs_on", b"runs_on", "states", b"states", "tags", b"tags", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["descending", b"descending", "device", b"device", "dimensions", b"dimensions", "input_type", b"input_type", "kind", b"kind", "languages", b"languages", "order_by", b"order_by", "page_size", b"page_size", "page_token", b"page_token", "precision", b"precision", "prompt", b"prompt", "runs_on", b"runs_on", "scope", b"scope", "states", b"states", "tags", b"tags", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1115,6 +1189,7 @@ class Event(_message.Message):
     MODEL_RELOADED_FIELD_NUMBER: _builtins.int
     MODEL_UPDATED_FIELD_NUMBER: _builtins.int
     MODEL_UPDATE_FAILED_FIELD_NUMBER: _builtins.int
+    MODEL_RELOAD_FAILED_FIELD_NUMBER: _builtins.int
     PRELOAD_DECIDED_FIELD_NUMBER: _builtins.int
     WARM_MODEL_RELEASED_FIELD_NUMBER: _builtins.int
     MODEL_PROFILED_FIELD_NUMBER: _builtins.int
@@ -1179,6 +1254,10 @@ class Event(_message.Message):
         """A newer version could not be had, or is not served."""
 
     @_builtins.property
+    def model_reload_failed(self) -> _updates_pb2.ModelReloadFailed:
+        """A model's files could not be read again."""
+
+    @_builtins.property
     def preload_decided(self) -> _usage_pb2.PreloadDecided:
         """A model is loaded before it is asked for."""
 
@@ -1209,15 +1288,16 @@ class Event(_message.Message):
         model_reloaded: _updates_pb2.ModelReloaded | None = ...,
         model_updated: _updates_pb2.ModelUpdated | None = ...,
         model_update_failed: _updates_pb2.ModelUpdateFailed | None = ...,
+        model_reload_failed: _updates_pb2.ModelReloadFailed | None = ...,
         preload_decided: _usage_pb2.PreloadDecided | None = ...,
         warm_model_released: Global___WarmModelReleased | None = ...,
         model_profiled: _profile_pb2.ModelProfiled | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "model_deregistered", b"model_deregistered", "model_load_failed", b"model_load_failed", "model_loaded", b"model_loaded", "model_profiled", b"model_profiled", "model_registered", b"model_registered", "model_reloaded", b"model_reloaded", "model_state_changed", b"model_state_changed", "model_unloaded", b"model_unloaded", "model_update_failed", b"model_update_failed", "model_updated", b"model_updated", "model_verified", b"model_verified", "name_switched", b"name_switched", "preload_decided", b"preload_decided", "pressure_changed", b"pressure_changed", "settings_changed", b"settings_changed", "time", b"time", "warm_model_released", b"warm_model_released"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "model_deregistered", b"model_deregistered", "model_load_failed", b"model_load_failed", "model_loaded", b"model_loaded", "model_profiled", b"model_profiled", "model_registered", b"model_registered", "model_reload_failed", b"model_reload_failed", "model_reloaded", b"model_reloaded", "model_state_changed", b"model_state_changed", "model_unloaded", b"model_unloaded", "model_update_failed", b"model_update_failed", "model_updated", b"model_updated", "model_verified", b"model_verified", "name_switched", b"name_switched", "preload_decided", b"preload_decided", "pressure_changed", b"pressure_changed", "settings_changed", b"settings_changed", "time", b"time", "warm_model_released", b"warm_model_released"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "kind", b"kind", "model_deregistered", b"model_deregistered", "model_load_failed", b"model_load_failed", "model_loaded", b"model_loaded", "model_profiled", b"model_profiled", "model_registered", b"model_registered", "model_reloaded", b"model_reloaded", "model_state_changed", b"model_state_changed", "model_unloaded", b"model_unloaded", "model_update_failed", b"model_update_failed", "model_updated", b"model_updated", "model_verified", b"model_verified", "name_switched", b"name_switched", "preload_decided", b"preload_decided", "pressure_changed", b"pressure_changed", "sequence", b"sequence", "settings_changed", b"settings_changed", "time", b"time", "warm_model_released", b"warm_model_released"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "kind", b"kind", "model_deregistered", b"model_deregistered", "model_load_failed", b"model_load_failed", "model_loaded", b"model_loaded", "model_profiled", b"model_profiled", "model_registered", b"model_registered", "model_reload_failed", b"model_reload_failed", "model_reloaded", b"model_reloaded", "model_state_changed", b"model_state_changed", "model_unloaded", b"model_unloaded", "model_update_failed", b"model_update_failed", "model_updated", b"model_updated", "model_verified", b"model_verified", "name_switched", b"name_switched", "preload_decided", b"preload_decided", "pressure_changed", b"pressure_changed", "sequence", b"sequence", "settings_changed", b"settings_changed", "time", b"time", "warm_model_released", b"warm_model_released"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["model_state_changed", "model_loaded", "model_unloaded", "model_load_failed", "pressure_changed", "settings_changed", "name_switched", "model_registered", "model_deregistered", "model_verified", "model_reloaded", "model_updated", "model_update_failed", "preload_decided", "warm_model_released", "model_profiled"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["model_state_changed", "model_loaded", "model_unloaded", "model_load_failed", "pressure_changed", "settings_changed", "name_switched", "model_registered", "model_deregistered", "model_verified", "model_reloaded", "model_updated", "model_update_failed", "model_reload_failed", "preload_decided", "warm_model_released", "model_profiled"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 

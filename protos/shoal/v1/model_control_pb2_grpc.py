@@ -174,7 +174,8 @@ class ModelControlServiceServicer:
     """
 
     def ListModels(self, request, context):
-        """Every model of the repository, by name, whether in memory or not.
+        """Every model of the repository, by name, whether in memory or not. Which version of
+        each, and whether deregistered ones instead, ListModelsRequest.scope says.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -326,7 +327,8 @@ class ModelControlServiceServicer:
         """Reads a model's files again, all of them, and answers when what is served is what
         they say. A new session is opened beside the one that serves and takes its place
         between two requests; requests in flight finish on the old one. Where it can not be
-        opened, everything stays as it was. A model that is not in memory is not loaded: its
+        opened, everything stays as it was, and ModelInfo.state_reason says why. One that was
+        known to be bad is verified again. A model that is not in memory is not loaded: its
         files are checked, and an earlier failure is forgotten.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -334,9 +336,11 @@ class ModelControlServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateModel(self, request, context):
-        """Looks for a newer version of a model, and lets its bare name mean it once it was
-        verified and loaded, as SwitchModel would. FAILED_PRECONDITION when the name is
-        pinned to a version, or the newer one is no good; then everything stays as it was.
+        """Looks for a newer version of a model, and lets its bare name mean the newest one that
+        is good, once that was verified and loaded, as SwitchModel would. FAILED_PRECONDITION
+        when the name is pinned to a version, or no newer one is good; then everything stays as
+        it was. What the name means is tried itself where it is known to be bad, or not in
+        memory; where it is bad, older versions are tried too.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -41,7 +41,9 @@ class ModelControlServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ModelControlServiceAsyncStub: ...
     ListModels: _grpc.UnaryUnaryMultiCallable[_model_control_pb2.ListModelsRequest, _model_control_pb2.ListModelsResponse]
-    """Every model of the repository, by name, whether in memory or not."""
+    """Every model of the repository, by name, whether in memory or not. Which version of
+    each, and whether deregistered ones instead, ListModelsRequest.scope says.
+    """
     GetModel: _grpc.UnaryUnaryMultiCallable[_model_control_pb2.GetModelRequest, _model_control_pb2.GetModelResponse]
     """One model. NOT_FOUND when the repository has none of that name."""
     LoadModel: _grpc.UnaryUnaryMultiCallable[_model_control_pb2.LoadModelRequest, _model_control_pb2.LoadModelResponse]
@@ -120,13 +122,16 @@ class ModelControlServiceStub:
     """Reads a model's files again, all of them, and answers when what is served is what
     they say. A new session is opened beside the one that serves and takes its place
     between two requests; requests in flight finish on the old one. Where it can not be
-    opened, everything stays as it was. A model that is not in memory is not loaded: its
+    opened, everything stays as it was, and ModelInfo.state_reason says why. One that was
+    known to be bad is verified again. A model that is not in memory is not loaded: its
     files are checked, and an earlier failure is forgotten.
     """
     UpdateModel: _grpc.UnaryUnaryMultiCallable[_updates_pb2.UpdateModelRequest, _updates_pb2.UpdateModelResponse]
-    """Looks for a newer version of a model, and lets its bare name mean it once it was
-    verified and loaded, as SwitchModel would. FAILED_PRECONDITION when the name is
-    pinned to a version, or the newer one is no good; then everything stays as it was.
+    """Looks for a newer version of a model, and lets its bare name mean the newest one that
+    is good, once that was verified and loaded, as SwitchModel would. FAILED_PRECONDITION
+    when the name is pinned to a version, or no newer one is good; then everything stays as
+    it was. What the name means is tried itself where it is known to be bad, or not in
+    memory; where it is bad, older versions are tried too.
     """
     ProfileModel: _grpc.UnaryStreamMultiCallable[_profile_pb2.ProfileModelRequest, _profile_pb2.ProfileModelResponse]
     """Measures how fast a model is on this server, by batch size and length, on the session
@@ -159,7 +164,9 @@ class ModelControlServiceAsyncStub(ModelControlServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListModels: _aio.UnaryUnaryMultiCallable[_model_control_pb2.ListModelsRequest, _model_control_pb2.ListModelsResponse]  # type: ignore[assignment]
-    """Every model of the repository, by name, whether in memory or not."""
+    """Every model of the repository, by name, whether in memory or not. Which version of
+    each, and whether deregistered ones instead, ListModelsRequest.scope says.
+    """
     GetModel: _aio.UnaryUnaryMultiCallable[_model_control_pb2.GetModelRequest, _model_control_pb2.GetModelResponse]  # type: ignore[assignment]
     """One model. NOT_FOUND when the repository has none of that name."""
     LoadModel: _aio.UnaryUnaryMultiCallable[_model_control_pb2.LoadModelRequest, _model_control_pb2.LoadModelResponse]  # type: ignore[assignment]
@@ -238,13 +245,16 @@ class ModelControlServiceAsyncStub(ModelControlServiceStub):
     """Reads a model's files again, all of them, and answers when what is served is what
     they say. A new session is opened beside the one that serves and takes its place
     between two requests; requests in flight finish on the old one. Where it can not be
-    opened, everything stays as it was. A model that is not in memory is not loaded: its
+    opened, everything stays as it was, and ModelInfo.state_reason says why. One that was
+    known to be bad is verified again. A model that is not in memory is not loaded: its
     files are checked, and an earlier failure is forgotten.
     """
     UpdateModel: _aio.UnaryUnaryMultiCallable[_updates_pb2.UpdateModelRequest, _updates_pb2.UpdateModelResponse]  # type: ignore[assignment]
-    """Looks for a newer version of a model, and lets its bare name mean it once it was
-    verified and loaded, as SwitchModel would. FAILED_PRECONDITION when the name is
-    pinned to a version, or the newer one is no good; then everything stays as it was.
+    """Looks for a newer version of a model, and lets its bare name mean the newest one that
+    is good, once that was verified and loaded, as SwitchModel would. FAILED_PRECONDITION
+    when the name is pinned to a version, or no newer one is good; then everything stays as
+    it was. What the name means is tried itself where it is known to be bad, or not in
+    memory; where it is bad, older versions are tried too.
     """
     ProfileModel: _aio.UnaryStreamMultiCallable[_profile_pb2.ProfileModelRequest, _profile_pb2.ProfileModelResponse]  # type: ignore[assignment]
     """Measures how fast a model is on this server, by batch size and length, on the session
@@ -280,7 +290,9 @@ class ModelControlServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_control_pb2.ListModelsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_control_pb2.ListModelsResponse, _abc.Awaitable[_model_control_pb2.ListModelsResponse]]:
-        """Every model of the repository, by name, whether in memory or not."""
+        """Every model of the repository, by name, whether in memory or not. Which version of
+        each, and whether deregistered ones instead, ListModelsRequest.scope says.
+        """
 
     @_abc_1.abstractmethod
     def GetModel(
@@ -461,7 +473,8 @@ class ModelControlServiceServicer(metaclass=_abc_1.ABCMeta):
         """Reads a model's files again, all of them, and answers when what is served is what
         they say. A new session is opened beside the one that serves and takes its place
         between two requests; requests in flight finish on the old one. Where it can not be
-        opened, everything stays as it was. A model that is not in memory is not loaded: its
+        opened, everything stays as it was, and ModelInfo.state_reason says why. One that was
+        known to be bad is verified again. A model that is not in memory is not loaded: its
         files are checked, and an earlier failure is forgotten.
         """
 
@@ -471,9 +484,11 @@ class ModelControlServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _updates_pb2.UpdateModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_updates_pb2.UpdateModelResponse, _abc.Awaitable[_updates_pb2.UpdateModelResponse]]:
-        """Looks for a newer version of a model, and lets its bare name mean it once it was
-        verified and loaded, as SwitchModel would. FAILED_PRECONDITION when the name is
-        pinned to a version, or the newer one is no good; then everything stays as it was.
+        """Looks for a newer version of a model, and lets its bare name mean the newest one that
+        is good, once that was verified and loaded, as SwitchModel would. FAILED_PRECONDITION
+        when the name is pinned to a version, or no newer one is good; then everything stays as
+        it was. What the name means is tried itself where it is known to be bad, or not in
+        memory; where it is bad, older versions are tried too.
         """
 
     @_abc_1.abstractmethod

@@ -153,6 +153,7 @@ class ProfileCell(_message.Message):
     TOKENS_PER_S_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     LEAST_US_FIELD_NUMBER: _builtins.int
+    NOISE_FIELD_NUMBER: _builtins.int
     items: _builtins.int
     """In the batch."""
     tokens_per_item: _builtins.int
@@ -177,6 +178,10 @@ class ProfileCell(_message.Message):
     """The fastest run: what batches are compared by for the suggestion, since whatever else
     the machine does only slows runs down.
     """
+    noise: _builtins.float
+    """How well that is known: of every other run, and of the rest, the fastest ones differ by
+    this share.
+    """
     def __init__(
         self,
         *,
@@ -189,10 +194,11 @@ class ProfileCell(_message.Message):
         tokens_per_s: _builtins.float = ...,
         memory_bytes: _builtins.int | None = ...,
         least_us: _builtins.int = ...,
+        noise: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes", "memory_bytes", b"memory_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes", "items", b"items", "items_per_s", b"items_per_s", "least_us", b"least_us", "memory_bytes", b"memory_bytes", "p50_us", b"p50_us", "p95_us", b"p95_us", "runs", b"runs", "tokens_per_item", b"tokens_per_item", "tokens_per_s", b"tokens_per_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes", "items", b"items", "items_per_s", b"items_per_s", "least_us", b"least_us", "memory_bytes", b"memory_bytes", "noise", b"noise", "p50_us", b"p50_us", "p95_us", b"p95_us", "runs", b"runs", "tokens_per_item", b"tokens_per_item", "tokens_per_s", b"tokens_per_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__memory_bytes: _TypeAlias = _typing.Literal["memory_bytes"]  # noqa: Y015
     _WhichOneofArgType__memory_bytes: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes"]  # noqa: Y015
@@ -254,6 +260,7 @@ class ModelProfile(_message.Message):
     SKIPPED_FIELD_NUMBER: _builtins.int
     SUGGESTION_FIELD_NUMBER: _builtins.int
     PROBLEM_FIELD_NUMBER: _builtins.int
+    NO_SUGGESTION_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Its name."""
     version: _builtins.str
@@ -278,6 +285,8 @@ class ModelProfile(_message.Message):
     """Tokens that the server let into a batch then."""
     problem: _builtins.str
     """In the answer of ProfileModel: why it is lost when the server ends; empty: it is on disk."""
+    no_suggestion: _builtins.str
+    """Why nothing is suggested; empty when something is."""
     @_builtins.property
     def measured_at(self) -> _timestamp_pb2.Timestamp:
         """When it was done."""
@@ -323,10 +332,11 @@ class ModelProfile(_message.Message):
         skipped: _abc.Iterable[Global___SkippedCell] | None = ...,
         suggestion: Global___BatchSuggestion | None = ...,
         problem: _builtins.str = ...,
+        no_suggestion: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "measured_at", b"measured_at", "running", b"running", "suggestion", b"suggestion"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_items_limit", b"batch_items_limit", "batch_tokens_limit", b"batch_tokens_limit", "cells", b"cells", "device", b"device", "duration", b"duration", "hardware", b"hardware", "max_share", b"max_share", "measured_at", b"measured_at", "model", b"model", "precision", b"precision", "problem", b"problem", "running", b"running", "runtime_version", b"runtime_version", "skipped", b"skipped", "slots", b"slots", "suggestion", b"suggestion", "threads", b"threads", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_items_limit", b"batch_items_limit", "batch_tokens_limit", b"batch_tokens_limit", "cells", b"cells", "device", b"device", "duration", b"duration", "hardware", b"hardware", "max_share", b"max_share", "measured_at", b"measured_at", "model", b"model", "no_suggestion", b"no_suggestion", "precision", b"precision", "problem", b"problem", "running", b"running", "runtime_version", b"runtime_version", "skipped", b"skipped", "slots", b"slots", "suggestion", b"suggestion", "threads", b"threads", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -342,7 +352,9 @@ class BatchSuggestion(_message.Message):
     MAX_BATCH_TOKENS_FIELD_NUMBER: _builtins.int
     REASONS_FIELD_NUMBER: _builtins.int
     max_batch_items: _builtins.int
-    """The least that has 95% of the best throughput at every length that was measured."""
+    """The least that has 95% of the best throughput, or as much of it as the noise lets tell, at
+    every length that was measured.
+    """
     max_batch_tokens: _builtins.int
     """The same for tokens."""
     @_builtins.property

@@ -282,8 +282,8 @@ class ModelTraffic(_message.Message):
     """Padding in these batches that was computed as if it were tokens."""
     @_builtins.property
     def errors(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
-        """Of these, those that failed, by ErrorInfo.reason; CANCELLED: the caller left, or its
-        deadline passed by its own clock.
+        """Of these, those that failed, by ErrorInfo.reason; CANCELLED: the caller left before its
+        deadline.
         """
 
     @_builtins.property

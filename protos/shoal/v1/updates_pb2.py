@@ -24,29 +24,32 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from shoal.v1 import verification_pb2 as shoal_dot_v1_dot_verification__pb2
+from shoal.v1 import versions_pb2 as shoal_dot_v1_dot_versions__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16shoal/v1/updates.proto\x12\x08shoal.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bshoal/v1/verification.proto\"#\n\x12ReloadModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"?\n\x13ReloadModelResponse\x12(\n\x07results\x18\x01 \x03(\x0b\x32\x17.shoal.v1.ModelReloaded\"l\n\rModelReloaded\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12+\n\x08\x64uration\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"K\n\x12UpdateModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12&\n\x06source\x18\x02 \x01(\x0e\x32\x16.shoal.v1.UpdateSource\"k\n\x13UpdateModelResponse\x12\x0f\n\x07updated\x18\x01 \x01(\x08\x12\x0e\n\x06\x62\x65\x66ore\x18\x02 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\t\x12$\n\x08\x61\x63\x63uracy\x18\x04 \x01(\x0b\x32\x12.shoal.v1.Accuracy\"b\n\x0cModelUpdated\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06\x62\x65\x66ore\x18\x02 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\t\x12$\n\x08\x61\x63\x63uracy\x18\x04 \x01(\x0b\x32\x12.shoal.v1.Accuracy\"V\n\x11ModelUpdateFailed\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x11\n\tcandidate\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t*b\n\x0cUpdateSource\x12\x1d\n\x19UPDATE_SOURCE_UNSPECIFIED\x10\x00\x12\x1c\n\x18UPDATE_SOURCE_REPOSITORY\x10\x01\x12\x15\n\x11UPDATE_SOURCE_HUB\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16shoal/v1/updates.proto\x12\x08shoal.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bshoal/v1/verification.proto\x1a\x17shoal/v1/versions.proto\"#\n\x12ReloadModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"?\n\x13ReloadModelResponse\x12(\n\x07results\x18\x01 \x03(\x0b\x32\x17.shoal.v1.ModelReloaded\"l\n\rModelReloaded\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12+\n\x08\x64uration\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"T\n\x11ModelReloadFailed\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\"K\n\x12UpdateModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12&\n\x06source\x18\x02 \x01(\x0e\x32\x16.shoal.v1.UpdateSource\"\x97\x01\n\x13UpdateModelResponse\x12\x0f\n\x07updated\x18\x01 \x01(\x08\x12\x0e\n\x06\x62\x65\x66ore\x18\x02 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\t\x12$\n\x08\x61\x63\x63uracy\x18\x04 \x01(\x0b\x32\x12.shoal.v1.Accuracy\x12*\n\x0c\x62\x61\x64_versions\x18< \x03(\x0b\x32\x14.shoal.v1.BadVersion\"b\n\x0cModelUpdated\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06\x62\x65\x66ore\x18\x02 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\t\x12$\n\x08\x61\x63\x63uracy\x18\x04 \x01(\x0b\x32\x12.shoal.v1.Accuracy\"V\n\x11ModelUpdateFailed\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x11\n\tcandidate\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t*b\n\x0cUpdateSource\x12\x1d\n\x19UPDATE_SOURCE_UNSPECIFIED\x10\x00\x12\x1c\n\x18UPDATE_SOURCE_REPOSITORY\x10\x01\x12\x15\n\x11UPDATE_SOURCE_HUB\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'shoal.v1.updates_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_UPDATESOURCE']._serialized_start=683
-  _globals['_UPDATESOURCE']._serialized_end=781
-  _globals['_RELOADMODELREQUEST']._serialized_start=97
-  _globals['_RELOADMODELREQUEST']._serialized_end=132
-  _globals['_RELOADMODELRESPONSE']._serialized_start=134
-  _globals['_RELOADMODELRESPONSE']._serialized_end=197
-  _globals['_MODELRELOADED']._serialized_start=199
-  _globals['_MODELRELOADED']._serialized_end=307
-  _globals['_UPDATEMODELREQUEST']._serialized_start=309
-  _globals['_UPDATEMODELREQUEST']._serialized_end=384
-  _globals['_UPDATEMODELRESPONSE']._serialized_start=386
-  _globals['_UPDATEMODELRESPONSE']._serialized_end=493
-  _globals['_MODELUPDATED']._serialized_start=495
-  _globals['_MODELUPDATED']._serialized_end=593
-  _globals['_MODELUPDATEFAILED']._serialized_start=595
-  _globals['_MODELUPDATEFAILED']._serialized_end=681
+  _globals['_UPDATESOURCE']._serialized_start=839
+  _globals['_UPDATESOURCE']._serialized_end=937
+  _globals['_RELOADMODELREQUEST']._serialized_start=122
+  _globals['_RELOADMODELREQUEST']._serialized_end=157
+  _globals['_RELOADMODELRESPONSE']._serialized_start=159
+  _globals['_RELOADMODELRESPONSE']._serialized_end=222
+  _globals['_MODELRELOADED']._serialized_start=224
+  _globals['_MODELRELOADED']._serialized_end=332
+  _globals['_MODELRELOADFAILED']._serialized_start=334
+  _globals['_MODELRELOADFAILED']._serialized_end=418
+  _globals['_UPDATEMODELREQUEST']._serialized_start=420
+  _globals['_UPDATEMODELREQUEST']._serialized_end=495
+  _globals['_UPDATEMODELRESPONSE']._serialized_start=498
+  _globals['_UPDATEMODELRESPONSE']._serialized_end=649
+  _globals['_MODELUPDATED']._serialized_start=651
+  _globals['_MODELUPDATED']._serialized_end=749
+  _globals['_MODELUPDATEFAILED']._serialized_start=751
+  _globals['_MODELUPDATEFAILED']._serialized_end=837
 # @@protoc_insertion_point(module_scope)

@@ -12,6 +12,7 @@ from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from shoal.v1 import verification_pb2 as _verification_pb2
+from shoal.v1 import versions_pb2 as _versions_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -132,6 +133,40 @@ class ModelReloaded(_message.Message):
 Global___ModelReloaded: _TypeAlias = ModelReloaded  # noqa: Y015
 
 @_typing.final
+class ModelReloadFailed(_message.Message):
+    """An event: a model's files could not be read again; what was served before is served on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Its name."""
+    version: _builtins.str
+    """Its version."""
+    reason: _builtins.str
+    """As in ErrorInfo: "MODEL_FILE_CORRUPT", …"""
+    message: _builtins.str
+    """What went wrong, in words."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        version: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "model", b"model", "reason", b"reason", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelReloadFailed: _TypeAlias = ModelReloadFailed  # noqa: Y015
+
+@_typing.final
 class UpdateModelRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -163,6 +198,7 @@ class UpdateModelResponse(_message.Message):
     BEFORE_FIELD_NUMBER: _builtins.int
     AFTER_FIELD_NUMBER: _builtins.int
     ACCURACY_FIELD_NUMBER: _builtins.int
+    BAD_VERSIONS_FIELD_NUMBER: _builtins.int
     updated: _builtins.bool
     """Whether the bare name means another version than before."""
     before: _builtins.str
@@ -171,8 +207,14 @@ class UpdateModelResponse(_message.Message):
     """The version that it means now."""
     @_builtins.property
     def accuracy(self) -> _verification_pb2.Accuracy:
-        """How close the new one came to its kept vectors; unset when nothing is new, or none
+        """How close the new one came to its kept vectors; unset when nothing was tried, or none
         are kept with it.
+        """
+
+    @_builtins.property
+    def bad_versions(self) -> _containers.RepeatedCompositeFieldContainer[_versions_pb2.BadVersion]:
+        """Versions that are bad, the newest first: newer ones, and what the name means or meant,
+        where that is bad too.
         """
 
     def __init__(
@@ -182,10 +224,11 @@ class UpdateModelResponse(_message.Message):
         before: _builtins.str = ...,
         after: _builtins.str = ...,
         accuracy: _verification_pb2.Accuracy | None = ...,
+        bad_versions: _abc.Iterable[_versions_pb2.BadVersion] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["accuracy", b"accuracy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accuracy", b"accuracy", "after", b"after", "before", b"before", "updated", b"updated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accuracy", b"accuracy", "after", b"after", "bad_versions", b"bad_versions", "before", b"before", "updated", b"updated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -68,6 +68,8 @@ class NameSwitched(_message.Message):
     BEFORE_FIELD_NUMBER: _builtins.int
     AFTER_FIELD_NUMBER: _builtins.int
     TIMES_FIELD_NUMBER: _builtins.int
+    BEFORE_WEIGHTS_FIELD_NUMBER: _builtins.int
+    AFTER_WEIGHTS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Of the alias or the model."""
     cause: Global___SwitchCause.ValueType
@@ -86,6 +88,14 @@ class NameSwitched(_message.Message):
     def times(self) -> Global___SwitchTimes:
         """What the change took."""
 
+    @_builtins.property
+    def before_weights(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The weight of each of `before` where they shared the traffic, else empty."""
+
+    @_builtins.property
+    def after_weights(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The weight of each of `after` where they share the traffic, else empty."""
+
     def __init__(
         self,
         *,
@@ -94,10 +104,12 @@ class NameSwitched(_message.Message):
         before: _abc.Iterable[_builtins.str] | None = ...,
         after: _abc.Iterable[_builtins.str] | None = ...,
         times: Global___SwitchTimes | None = ...,
+        before_weights: _abc.Iterable[_builtins.int] | None = ...,
+        after_weights: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["times", b"times"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before", "cause", b"cause", "name", b"name", "times", b"times"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "after_weights", b"after_weights", "before", b"before", "before_weights", b"before_weights", "cause", b"cause", "name", b"name", "times", b"times"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -210,6 +222,35 @@ class AliasRevision(_message.Message):
 Global___AliasRevision: _TypeAlias = AliasRevision  # noqa: Y015
 
 @_typing.final
+class BadVersion(_message.Message):
+    """What is known to be wrong with a version, until it is mended: it could not be loaded, or
+    did not give the vectors that are kept with it. A bare name that means the newest version
+    passes over it; it is served all the same to who names it, an alias or a pin.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """"name@version"."""
+    reason: _builtins.str
+    """What is wrong, in words."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BadVersion: _TypeAlias = BadVersion  # noqa: Y015
+
+@_typing.final
 class SwitchModelRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -249,6 +290,7 @@ class SwitchModelResponse(_message.Message):
 
     ALIAS_FIELD_NUMBER: _builtins.int
     TIMES_FIELD_NUMBER: _builtins.int
+    BAD_VERSIONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def alias(self) -> Global___Alias:
         """As it is now."""
@@ -257,15 +299,20 @@ class SwitchModelResponse(_message.Message):
     def times(self) -> Global___SwitchTimes:
         """What the change took."""
 
+    @_builtins.property
+    def bad_versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___BadVersion]:
+        """Those of its targets that are known to be bad."""
+
     def __init__(
         self,
         *,
         alias: Global___Alias | None = ...,
         times: Global___SwitchTimes | None = ...,
+        bad_versions: _abc.Iterable[Global___BadVersion] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "times", b"times"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "times", b"times"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "bad_versions", b"bad_versions", "times", b"times"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -309,6 +356,7 @@ class RollbackModelResponse(_message.Message):
 
     ALIAS_FIELD_NUMBER: _builtins.int
     TIMES_FIELD_NUMBER: _builtins.int
+    BAD_VERSIONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def alias(self) -> Global___Alias:
         """As it is now."""
@@ -317,15 +365,20 @@ class RollbackModelResponse(_message.Message):
     def times(self) -> Global___SwitchTimes:
         """What the change took."""
 
+    @_builtins.property
+    def bad_versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___BadVersion]:
+        """Those of its targets that are known to be bad."""
+
     def __init__(
         self,
         *,
         alias: Global___Alias | None = ...,
         times: Global___SwitchTimes | None = ...,
+        bad_versions: _abc.Iterable[Global___BadVersion] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "times", b"times"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "times", b"times"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "bad_versions", b"bad_versions", "times", b"times"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -443,7 +496,8 @@ class SetVersionPolicyRequest(_message.Message):
     """Name of a model, without version."""
     version: _builtins.str
     """What the bare name means from now on; NOT_FOUND when it is not prepared. Empty:
-    model.toml's default_version, else the latest.
+    model.toml's default_version, else the newest that is not known to be bad, else the
+    newest.
     """
     def __init__(
         self,
@@ -464,16 +518,24 @@ class SetVersionPolicyResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     VERSION_FIELD_NUMBER: _builtins.int
+    BAD_VERSIONS_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """The version that the bare name means now."""
+    @_builtins.property
+    def bad_versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___BadVersion]:
+        """That version where it is known to be bad; else, where the name is not pinned, the newer
+        ones that are passed over.
+        """
+
     def __init__(
         self,
         *,
         version: _builtins.str = ...,
+        bad_versions: _abc.Iterable[Global___BadVersion] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bad_versions", b"bad_versions", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -28,6 +28,7 @@ from shoal_server.registry.events import (
     ModelProfiled,
     ModelRegistered,
     ModelReloaded,
+    ModelReloadFailed,
     ModelStateChanged,
     ModelUnloaded,
     ModelUpdated,
@@ -137,6 +138,8 @@ def _switched(event: NameSwitched) -> versions_pb.NameSwitched:
         cause=_SWITCH_CAUSES[event.cause],
         before=map(str, event.before),
         after=map(str, event.after),
+        before_weights=event.before_weights,
+        after_weights=event.after_weights,
         times=versions_pb.SwitchTimes(
             warm=_duration(event.warm_s), switch=_duration(event.switch_s)
         ),
@@ -169,6 +172,15 @@ def _reloaded(event: ModelReloaded) -> updates_pb.ModelReloaded:
         version=event.key.version,
         device=event.device,
         duration=_duration(event.seconds),
+    )
+
+
+def _reload_failed(event: ModelReloadFailed) -> updates_pb.ModelReloadFailed:
+    return updates_pb.ModelReloadFailed(
+        model=event.key.name,
+        version=event.key.version,
+        reason=event.reason,
+        message=event.message,
     )
 
 
@@ -229,6 +241,7 @@ _WRITERS: dict[type[Event], Callable[[Any], Message]] = {
     ModelDeregistered: _deregistered,
     ModelVerified: _verified,
     ModelReloaded: _reloaded,
+    ModelReloadFailed: _reload_failed,
     ModelUpdated: _updated,
     ModelUpdateFailed: _update_failed,
     ModelProfiled: _profiled,

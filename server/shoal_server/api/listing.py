@@ -12,6 +12,7 @@ from shoal_server.errors import InvalidInput
 from shoal_server.lifecycle import ModelState
 from shoal_server.listing import Order, Query
 from shoal_server.registry.capabilities import InputType
+from shoal_server.registry.scopes import Scope
 
 T = TypeVar("T")
 
@@ -26,6 +27,10 @@ _KINDS: Mapping[int, ModelKind] = {
     pb.ModelKind.Value(f"MODEL_KIND_{each.name}"): each for each in ModelKind
 }
 _INPUT_TYPES: Mapping[int, InputType] = {number: each for each, number in INPUT_TYPES.items()}
+_SCOPES: Mapping[int, Scope] = {
+    pb.MODEL_SCOPE_UNSPECIFIED: Scope.NAMES,
+    **{pb.ModelScope.Value(f"MODEL_SCOPE_{each.name}"): each for each in Scope},
+}
 _ORDERS: Mapping[int, Order] = {
     pb.MODEL_ORDER_UNSPECIFIED: Order.NAME,
     **{pb.ModelOrder.Value(f"MODEL_ORDER_{each.name}"): each for each in Order},
@@ -49,7 +54,11 @@ def read_query(message: pb.ListModelsRequest) -> Query:
             raise InvalidInput(field, f"{len(values)} {field}, at most {_MAX_VALUES}")
     if message.runs_on == "auto":
         raise InvalidInput("runs_on", "'auto' is not one of cpu, cuda, cuda:N")
+    scope = _known(_SCOPES, message.scope, "scope")
+    if message.states and scope is Scope.DEREGISTERED:
+        raise InvalidInput("states", "what is deregistered is in none")
     return Query(
+        scope=scope,
         states=frozenset(_known(_STATES, each, "states") for each in message.states),
         device=valid_device(message.device, "device") if message.device else "",
         tags=frozenset(message.tags),

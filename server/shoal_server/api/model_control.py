@@ -26,6 +26,7 @@ from shoal_server.errors import InvalidInput, ModelNotFound
 from shoal_server.kept_settings import KeptSettings
 from shoal_server.lifecycle import ModelState
 from shoal_server.listing import select
+from shoal_server.registry.scopes import Scope
 
 SERVICE = "shoal.v1.ModelControlService"
 
@@ -95,12 +96,17 @@ class ModelControlServicer:
     async def list_models(self, message: pb.ListModelsRequest, _: Call) -> pb.ListModelsResponse:
         """The models of the repository that are asked for."""
         query = read_query(message)
-        page = select(await self._catalog.listed(), query)
+        page = select(await self._catalog.listed(query.scope), query)
         models: list[pb.ModelInfo] = []
         # In parts, between which requests have their turn.
         for first in range(0, len(page.models), _DESCRIBED_AT_ONCE):
             part = page.models[first : first + _DESCRIBED_AT_ONCE]
             models += map(write_model, await self._catalog.describe(part))
+        if query.scope is Scope.DEREGISTERED:
+            for info in models:
+                info.state = pb.MODEL_STATE_UNSPECIFIED
+                why = dict.fromkeys(("deregistered", info.state_reason))
+                info.state_reason = "; ".join(filter(None, why))
         return pb.ListModelsResponse(
             models=models,
             next_page_token=page.next_token,
@@ -188,6 +194,7 @@ def write_model(model: ModelDescription) -> pb.ModelInfo:
         state=_STATES[model.state],
         state_reason=model.state_reason,
         is_default=model.is_default,
+        meant_by_name=model.is_meant,
         description=model.model.description,
         license=model.model.license,
         source=model.model.source,

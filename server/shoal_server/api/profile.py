@@ -65,7 +65,7 @@ class ProfileServicer:
             if not profiling.done():
                 await _end(profiling)
             answers.put_nowait(None)
-            # To its end: a call whose write was broken off can not be ended with an error.
+            # To its end: a call whose first write was broken off can not be ended with an error.
             await writing
             if profiling.cancelled():
                 raise Unavailable("the server is shutting down")
@@ -113,6 +113,7 @@ def write_profile(profile: Profile, *, problem: str = "") -> pb.ModelProfile:
         cells=map(_write_cell, profile.cells),
         skipped=map(_write_skipped, profile.skipped),
         problem=problem,
+        no_suggestion=profile.no_suggestion,
     )
     message.measured_at.FromNanoseconds(int(profile.measured_at_s * 1e9))
     if profile.suggestion is not None:
@@ -148,6 +149,7 @@ def _write_cell(cell: Cell) -> pb.ProfileCell:
         items_per_s=cell.items_per_s,
         tokens_per_s=cell.tokens_per_s,
         memory_bytes=cell.memory_bytes,
+        noise=cell.noise,
     )
 
 

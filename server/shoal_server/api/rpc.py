@@ -24,6 +24,7 @@ from google.protobuf.message import DecodeError, Message
 
 from shoal_server.api.callers import Callers
 from shoal_server.api.status import DETAILS_KEY, code_of, rich_status
+from shoal_server.deadlines import has_passed
 from shoal_server.errors import InvalidInput, ShoalError
 from shoal_server.telemetry import Metrics, request_id
 
@@ -221,14 +222,8 @@ def _tell_deprecated(call: Call, context: Context) -> None:
 
 
 def _why_cancelled(call: Call) -> grpc.StatusCode:
-    """Whether the caller left or its deadline passed: gRPC cancels for both alike.
-
-    Its own clock ends a call a little before ours: it rounds timeouts up, by up to 1%.
-    """
-    if call.deadline_s is None:
-        return grpc.StatusCode.CANCELLED
-    tolerance_s = 0.02 + 0.01 * (call.deadline_s - call.began_s)
-    is_late = time.monotonic() >= call.deadline_s - tolerance_s
+    """Whether the caller left or its deadline passed."""
+    is_late = has_passed(call.deadline_s, began_s=call.began_s, now_s=time.monotonic())
     return grpc.StatusCode.DEADLINE_EXCEEDED if is_late else grpc.StatusCode.CANCELLED
 
 

@@ -11,6 +11,7 @@ from shoal.v1 import model_control_pb2, updates_pb2, verification_pb2
 from shoal_server.api.accuracy import write_accuracy
 from shoal_server.api.deadline import within_deadline
 from shoal_server.api.rpc import Call, Rpcs
+from shoal_server.api.versions import write_bad_version
 from shoal_server.errors import InvalidInput
 from shoal_server.reloading import Reloaded, Reloader
 from shoal_server.updating import Updater, UpdateSource
@@ -102,6 +103,7 @@ class UpkeepServicer:
             before=done.before.version,
             after=done.after.version,
             accuracy=write_accuracy(done.accuracy) if done.accuracy else None,
+            bad_versions=[write_bad_version(*each) for each in done.passed_over.items()],
         )
 
     def _source(self, number: int) -> UpdateSource:

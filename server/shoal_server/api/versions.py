@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import grpc
 from google.protobuf import duration_pb2, timestamp_pb2
@@ -12,7 +12,7 @@ from shoal_server.api.deadline import within_deadline
 from shoal_server.api.model_control import SERVICE
 from shoal_server.api.rpc import Call, Rpcs
 from shoal_server.catalog import Catalog
-from shoal_server.core import ModelRef
+from shoal_server.core import ModelKey, ModelRef
 from shoal_server.registry.aliases import Alias, Target, check_count
 from shoal_server.registry.events import NameSwitched
 from shoal_server.registry.registry import NamedTarget, Registry
@@ -67,7 +67,9 @@ class VersionsServicer:
                 message.alias, _read_targets(message.targets), keep_previous=message.keep_previous
             )
         return pb.SwitchModelResponse(
-            alias=_write_alias(done.alias), times=_write_times(done.switch)
+            alias=_write_alias(done.alias),
+            times=_write_times(done.switch),
+            bad_versions=self._bad_versions(each.key for each in done.alias.targets),
         )
 
     async def roll_back(
@@ -81,7 +83,9 @@ class VersionsServicer:
                 message.alias, revision, keep_previous=message.keep_previous
             )
         return pb.RollbackModelResponse(
-            alias=_write_alias(done.alias), times=_write_times(done.switch)
+            alias=_write_alias(done.alias),
+            times=_write_times(done.switch),
+            bad_versions=self._bad_versions(each.key for each in done.alias.targets),
         )
 
     async def delete_alias(
@@ -114,7 +118,23 @@ class VersionsServicer:
         call.model = message.model
         async with within_deadline(call, _LOADING):
             key = await self._switcher.set_version_policy(message.model, message.version or None)
-        return pb.SetVersionPolicyResponse(version=key.version)
+        versions = [key.version]
+        if not message.version:
+            versions += await self._registry.passed_over(key.name)
+        return pb.SetVersionPolicyResponse(
+            version=key.version,
+            bad_versions=self._bad_versions(ModelKey(key.name, each) for each in versions),
+        )
+
+    def _bad_versions(self, keys: Iterable[ModelKey]) -> list[pb.BadVersion]:
+        """Those that are known to be bad."""
+        found = ((key, self._registry.found_of(key.name).get(key.version)) for key in keys)
+        return [write_bad_version(key, bad.reason) for key, bad in found if bad]
+
+
+def write_bad_version(key: ModelKey, reason: str) -> pb.BadVersion:
+    """What is known to be wrong with a version."""
+    return pb.BadVersion(model=str(key), reason=reason)
 
 
 def _read_targets(messages: Sequence[pb.AliasTarget]) -> list[NamedTarget]:

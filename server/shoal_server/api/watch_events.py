@@ -47,6 +47,9 @@ class EventStreams:
             subjects=_read_models(message.models),
             kinds=_read_kinds(message.kinds),
         ) as watcher:
+            # By itself: gRPC can not end a call whose first write, which would carry this along,
+            # was broken off.
+            await context.send_initial_metadata(())
             writing = asyncio.create_task(self._write(watcher, context))
             ends = [
                 asyncio.create_task(event.wait()) for event in (watcher.cut_off, self._draining)

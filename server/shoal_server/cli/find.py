@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from shoal.v1 import capabilities_pb2 as capabilities_pb
 from shoal.v1 import model_control_pb2 as pb
-from shoal_server.cli.output import AsJson, echo_messages, new_table, unfolded
+from shoal_server.cli.output import AsJson, echo_messages, in_words, new_table, unfolded
 from shoal_server.cli.remote import Address, CaFile, Server, ServerName, Timeout, Tls
 
 _STATE = "MODEL_STATE_"
@@ -59,6 +59,10 @@ def find(
     runs_on: Annotated[
         str, typer.Option(help="Can be run there, in memory or not: cpu, cuda, cuda:0, …")
     ] = "",
+    deregistered: Annotated[
+        bool,
+        typer.Option("--deregistered", help="Only those that `register` can take back, instead."),
+    ] = False,
     sort: Annotated[Sort, typer.Option(help="What to sort by.")] = Sort.NAME,
     descending: Annotated[bool, typer.Option("--descending", help="The greatest first.")] = False,
     limit: Annotated[int, typer.Option(help="At most so many.", min=1, max=1000)] = 100,
@@ -69,11 +73,16 @@ def find(
     ca_file: CaFile = None,
     server_name: ServerName = "",
 ) -> None:
-    """Find models on a running server, in memory or not."""
+    """Find models on a running server, in memory or not, every version by itself.
+
+    Where there are several, * marks the one that the bare name means.
+    """
     for each in state or ():
         _check_known(each, list(_STATES))
     _check_known(kind, list(_KINDS))
     _check_known(input_type, list(_INPUT_TYPES))
+    if deregistered and state:
+        raise typer.BadParameter("what is deregistered is in no state", param_hint="--state")
     request = pb.ListModelsRequest(
         states=[_STATES[each] for each in state or ()],
         device=device,
@@ -87,6 +96,7 @@ def find(
         input_type=_INPUT_TYPES.get(input_type, capabilities_pb.INPUT_TYPE_UNSPECIFIED),
         prompt=prompt,
         runs_on=runs_on,
+        scope=pb.MODEL_SCOPE_DEREGISTERED if deregistered else pb.MODEL_SCOPE_EVERY_VERSION,
         order_by=pb.ModelOrder.Value(f"MODEL_ORDER_{sort.name}"),
         descending=descending,
         page_size=limit,
@@ -97,13 +107,14 @@ def find(
         echo_messages(answer.models)
         return
     table = new_table(
-        *("model", "state", "device", "dimensions", "precisions", "languages", "tags"),
+        *("model", "", "state", "device", "dimensions", "precisions", "languages", "tags"),
         "why it is in its state",
     )
     for model in answer.models:
         table.add_row(
             f"{model.name}@{model.version}" if model.version else model.name,
-            pb.ModelState.Name(model.state).removeprefix(_STATE).lower(),
+            "*" * (model.meant_by_name and len(model.versions) > 1),
+            in_words(pb.ModelState.Name(model.state), _STATE),
             model.residency.device,
             str(model.dimensions or ""),
             " ".join(each.precision for each in model.variants),

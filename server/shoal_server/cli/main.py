@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+from contextlib import suppress
 from importlib import metadata
 from typing import Annotated
 
@@ -17,6 +21,7 @@ from shoal_server.settings import LoadedSettings
 
 # Other distributions add commands here; the SDK adds `embed`.
 _PLUGINS = "shoal.commands"
+_ENDED_BY_SIGNAL = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 
 def _version(wanted: bool) -> None:
@@ -66,4 +71,13 @@ def make_app() -> typer.Typer:
 
 def main() -> None:
     """Entry point of the `shoal` script."""
-    make_app()()
+    try:
+        make_app()()
+    except SystemExit as ended:
+        if ended.code in _ENDED_BY_SIGNAL:
+            # Threads, such as of a download, may be on their way with what nobody waits for.
+            with suppress(OSError):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(int(ended.code))
+        raise

@@ -120,7 +120,7 @@ def quantize(
 ) -> None:
     """Make a version's graph in a lower precision, beside the version's own.
 
-    It is served with `shoal serve --precision`, or with `precision` under [serving] in the
+    It is served with `shoal serve --precision`, or with `precision` in the
     model's model.toml. Safe to interrupt and to repeat.
     """
     # Only now: the other commands need not wait for these imports.

@@ -183,7 +183,7 @@ def _head(found: pb.ModelProfile) -> list[str]:
 def _table(found: pb.ModelProfile) -> Table:
     table = Table(box=None, pad_edge=False)
     for title in (
-        *("tokens", "items", "runs", "best ms", "p50 ms", "p95 ms"),
+        *("tokens", "items", "runs", "best ms", "noise", "p50 ms", "p95 ms"),
         *("items/s", "tokens/s", "memory MB"),
     ):
         table.add_column(title, justify="right")
@@ -193,6 +193,7 @@ def _table(found: pb.ModelProfile) -> Table:
             str(cell.items),
             str(cell.runs),
             f"{cell.least_us / 1000:.2f}",
+            f"{cell.noise:.1%}",
             f"{cell.p50_us / 1000:.2f}",
             f"{cell.p95_us / 1000:.2f}",
             f"{cell.items_per_s:.1f}",
@@ -213,7 +214,7 @@ def _left_out(found: pb.ModelProfile) -> list[str]:
 
 def _suggestion(found: pb.ModelProfile) -> list[str]:
     if not found.HasField("suggestion"):
-        return ["nothing can be suggested: no batch that was measured fits into memory"]
+        return [f"nothing is suggested: {found.no_suggestion}"]
     best = found.suggestion
     prefix = "" if found.device == "cpu" else "cuda_"
     return [

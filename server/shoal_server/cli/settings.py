@@ -18,7 +18,11 @@ _WRONG_USAGE = 2
 def settings(
     changes: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME=VALUE]...", help="Changes; all are made, or none."),
+        typer.Argument(
+            metavar="[NAME=VALUE]...",
+            help="Changes; all are made, or none. NAME=unset takes a limit away where the "
+            "setting may have none.",
+        ),
     ] = None,
     persist: Annotated[
         bool, typer.Option("--persist", help="Keep the changes over restarts.")

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated
 
+import grpc
 import typer
 from rich.markup import escape
 from rich.table import Table
 
 from shoal.v1 import model_control_pb2 as pb
+from shoal.v1.model_control_pb2_grpc import ModelControlServiceStub
 from shoal_server.cli.local import ModelDir, Ref, plain_errors
-from shoal_server.cli.output import AsJson, echo_json, facts_of, print_folded
+from shoal_server.cli.output import (
+    AsJson,
+    echo_json,
+    facts_of,
+    in_words,
+    megabytes,
+    new_table,
+    print_folded,
+)
 from shoal_server.cli.remote import Address, CaFile, Server, ServerName, Timeout, Tls
 from shoal_server.core import ModelKey, ModelRef
 from shoal_server.registry.repository import ModelRepository
@@ -41,16 +51,23 @@ def show(
     ca_file: CaFile = None,
     server_name: ServerName = "",
 ) -> None:
-    """Show the manifests of one version, or what a running server tells of it."""
+    """Show the manifests of one version, or what a running server tells of it.
+
+    Of a bare NAME, a server tells also how each of its versions is; * marks the one that the
+    name means, and the variant of each that is served.
+    """
     # A variable may be set for all commands; an option is meant for this one.
     source = context.get_parameter_source("address")
     if live or (source is not None and source.name == "COMMANDLINE"):
-        request = pb.GetModelRequest(model=ref)
         with Server(address, tls, ca_file, server_name).control() as control:
-            model = control.GetModel(request, timeout=timeout_s).model
+            model = control.GetModel(pb.GetModelRequest(model=ref), timeout=timeout_s).model
+            versions = [] if "@" in ref else list(_every_version(control, model, timeout_s))
         facts = facts_of(model)
         shown = {**facts, "variants": {each.precision: facts_of(each) for each in model.variants}}
+        if "@" not in ref:
+            facts["every_version"] = [facts_of(each) for each in versions]
     else:
+        versions = []
         with plain_errors():
             repository = ModelRepository(model_dir)
             shown = facts = _prepared(repository, repository.resolve(ModelRef.parse(ref)))
@@ -63,6 +80,37 @@ def show(
     for field, value in _flat(shown):
         table.add_row(field, escape(value))
     print_folded(table)
+    if len(versions) > 1:
+        print_folded("", _version_table(versions))
+
+
+def _every_version(
+    control: ModelControlServiceStub, model: pb.ModelInfo, timeout_s: float
+) -> Iterator[pb.ModelInfo]:
+    for version in model.versions:
+        request = pb.GetModelRequest(model=f"{model.name}@{version}")
+        try:
+            yield control.GetModel(request, timeout=timeout_s).model
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.NOT_FOUND:  # it was removed meanwhile
+                raise
+
+
+def _version_table(versions: Iterable[pb.ModelInfo]) -> Table:
+    """The versions of a model; * marks the one that its bare name means."""
+    table = new_table("version", "", "state", "in memory", "variants", "why it is in its state")
+    for each in versions:
+        residency = each.residency
+        in_memory = f"{residency.device}, {megabytes(residency.memory_bytes)}"
+        table.add_row(
+            each.version,
+            "*" * each.meant_by_name,
+            in_words(pb.ModelState.Name(each.state), "MODEL_STATE_"),
+            in_memory if residency.device else "",
+            " ".join(variant.precision + "*" * variant.served for variant in each.variants),
+            escape(each.state_reason),
+        )
+    return table
 
 
 def _prepared(repository: ModelRepository, key: ModelKey) -> dict[str, object]:

@@ -95,9 +95,12 @@ def _models(answer: pb.GetStatisticsResponse) -> Table:
     for model in answer.models:
         name, since_start = _name(model), answer.since_start
         if model.since_start.requests:
-            table.add_row(name, _time(answer.recent), *_row(model.recent, answer.recent))
-            table.add_row("", _time(since_start), *_row(model.since_start, since_start))
-            name = ""
+            rows = [(_time(since_start), *_row(model.since_start, since_start))]
+            if not _is_young(answer):
+                rows.insert(0, (_time(answer.recent), *_row(model.recent, answer.recent)))
+            for row in rows:
+                table.add_row(name, *row)
+                name = ""
         table.add_row(name, "all time", *_totals_row(model.all_time))
     if not answer.models:
         table.add_row("no requests yet", _time(answer.since_start))
@@ -134,20 +137,23 @@ def _usage(answer: pb.GetStatisticsResponse) -> Table:
     table.add_column("caller", no_wrap=True)
     table.add_column("model", no_wrap=True)
     recent, start = _time(answer.recent), _time(answer.since_start)
-    for title in ("requests", "failed", "items", "tokens"):
-        table.add_column(f"{title}, {recent}", justify="right")
-    for title in ("requests", "failed", "items", "tokens"):
-        table.add_column(f"{title}, {start}", justify="right")
-    for title in ("requests", "failed", "items", "tokens"):
-        table.add_column(f"{title}, all time", justify="right")
+    since = 1 if _is_young(answer) else 0
+    for span in (recent, start, "all time")[since:]:
+        for title in ("requests", "failed", "items", "tokens"):
+            table.add_column(f"{title}, {span}", justify="right")
     for usage in answer.usage:
         counts = [
             str(count)
-            for each in (usage.recent, usage.since_start, usage.all_time)
+            for each in (usage.recent, usage.since_start, usage.all_time)[since:]
             for count in (each.requests, each.failed, each.items, each.tokens)
         ]
         table.add_row(escape(usage.caller), usage.model or "(unknown)", *counts)
     return table
+
+
+def _is_young(answer: pb.GetStatisticsResponse) -> bool:
+    """Whether the window reaches back to the start: once is enough then."""
+    return _time(answer.recent) == _time(answer.since_start)
 
 
 def _gpu(gpu: pb.GpuStatistics) -> str:

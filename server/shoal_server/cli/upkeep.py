@@ -11,6 +11,7 @@ import typer
 from shoal.v1 import updates_pb2, verification_pb2
 from shoal_server.cli.output import AsJson, echo_message, echo_messages
 from shoal_server.cli.remote import Address, CaFile, Server, ServerName, Timeout, Tls
+from shoal_server.cli.versions import echo_bad
 
 # Loading a large model takes its time; preparing one takes minutes.
 _LOAD_TIMEOUT_S = 600.0
@@ -106,7 +107,7 @@ def update(
     ca_file: CaFile = None,
     server_name: ServerName = "",
 ) -> None:
-    """Let a model's bare name mean a newer version, if there is one and it is good."""
+    """Let a model's bare name mean the newest version that is good."""
     request = updates_pb2.UpdateModelRequest(model=name, source=_SOURCES[source])
     with Server(address, tls, ca_file, server_name).control() as control:
         answer = control.UpdateModel(request, timeout=timeout_s)
@@ -114,11 +115,17 @@ def update(
         echo_message(answer)
         return
     shown = name or "the default model"
+    bad = [each.model for each in answer.bad_versions]
     if not answer.updated:
-        typer.echo(f"{shown}: version {answer.after} is the newest")
+        which = "the newest that is good" if bad else "the newest"
+        served = [each for each in bad if each.endswith(f"@{answer.after}")]
+        what = "stays, for there is none that is good" if served else f"is {which}"
+        typer.echo(f"{shown}: version {answer.after} {what}")
+        echo_bad(answer.bad_versions, served)
         return
     how = describe(answer.accuracy) if answer.HasField("accuracy") else "(no vectors are kept)"
     typer.echo(f"{shown}: updated from version {answer.before} to {answer.after} {how}")
+    echo_bad(answer.bad_versions, served=())
 
 
 def describe(accuracy: verification_pb2.Accuracy) -> str:

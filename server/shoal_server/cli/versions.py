@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated
 
 import typer
@@ -48,6 +48,7 @@ def switch(
     with Server(address, tls, ca_file, server_name).control() as control:
         answer = control.SwitchModel(request, timeout=timeout_s)
     _print_switched(answer.alias, answer.times)
+    echo_bad(answer.bad_versions, served=[each.model for each in answer.alias.targets])
 
 
 def rollback(
@@ -68,6 +69,7 @@ def rollback(
     with Server(address, tls, ca_file, server_name).control() as control:
         answer = control.RollbackModel(request, timeout=timeout_s)
     _print_switched(answer.alias, answer.times)
+    echo_bad(answer.bad_versions, served=[each.model for each in answer.alias.targets])
 
 
 def aliases(
@@ -126,6 +128,7 @@ def pin_version(
     with Server(address, tls, ca_file, server_name).control() as control:
         answer = control.SetVersionPolicy(request, timeout=timeout_s)
     typer.echo(f"{name}: pinned to {name}@{answer.version}")
+    echo_bad(answer.bad_versions, served=[f"{name}@{answer.version}"])
 
 
 def unpin_version(
@@ -136,11 +139,15 @@ def unpin_version(
     ca_file: CaFile = None,
     server_name: ServerName = "",
 ) -> None:
-    """Let a model's bare name mean model.toml's default_version again, else the latest."""
+    """Let a model's bare name mean model.toml's default_version again, else the newest.
+
+    The newest is one that is not known to be bad.
+    """
     request = pb.SetVersionPolicyRequest(model=name)
     with Server(address, tls, ca_file, server_name).control() as control:
         answer = control.SetVersionPolicy(request, timeout=timeout_s)
     typer.echo(f"{name}: now {name}@{answer.version}")
+    echo_bad(answer.bad_versions, served=[f"{name}@{answer.version}"])
 
 
 def discover(
@@ -179,6 +186,13 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "pin-version": pin_version,
     "unpin-version": unpin_version,
 }
+
+
+def echo_bad(versions: Iterable[pb.BadVersion], served: Sequence[str]) -> None:
+    """Say of versions that are known to be bad whether they serve, and what is wrong."""
+    for each in versions:
+        what = "serves, though it is known to be bad" if each.model in served else "is passed over"
+        typer.echo(f"{each.model} {what}: {each.reason}")
 
 
 def _target(text: str) -> pb.AliasTarget:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC
+from itertools import zip_longest
 from typing import Annotated, Any
 
 import grpc
@@ -170,8 +171,16 @@ def _settings_changed(event: settings_pb.SettingsChanged) -> str:
 
 def _switched(event: versions_pb.NameSwitched) -> str:
     cause = _word(versions_pb.SwitchCause.Name, event.cause, "SWITCH_CAUSE_")
-    before, after = (", ".join(keys) or "nothing" for keys in (event.before, event.after))
-    return f"{event.name}: {before} → {after} ({cause})"
+    before = _shares(event.before, event.before_weights)
+    return f"{event.name}: {before} → {_shares(event.after, event.after_weights)} ({cause})"
+
+
+def _shares(keys: Iterable[str], weights: Iterable[int]) -> str:
+    """Versions as `shoal models switch` takes them."""
+    parts = zip_longest(keys, weights)
+    return " ".join(key if weight is None else f"{key}={weight}" for key, weight in parts) or (
+        "nothing"
+    )
 
 
 def _registered(event: registration_pb.ModelRegistered) -> str:
@@ -192,6 +201,13 @@ def _reloaded(event: updates_pb.ModelReloaded) -> str:
     where = f" on {event.device}" if event.device else ""
     seconds = event.duration.ToNanoseconds() / 1e9
     return f"{event.model}@{event.version}: files read again{where} in {seconds:.3f} s"
+
+
+def _reload_failed(event: updates_pb.ModelReloadFailed) -> str:
+    return (
+        f"{event.model}@{event.version}: files could not be read again: "
+        f"{event.message} ({event.reason})"
+    )
 
 
 def _updated(event: updates_pb.ModelUpdated) -> str:
@@ -244,6 +260,7 @@ _SENTENCES: dict[str, Callable[[Any], str]] = {
     "model_deregistered": _deregistered,
     "model_verified": _verified,
     "model_reloaded": _reloaded,
+    "model_reload_failed": _reload_failed,
     "model_updated": _updated,
     "model_update_failed": _update_failed,
     "model_profiled": _profiled,

@@ -61,7 +61,7 @@ def begin_reading(
 
     async def read() -> None:
         began_s = time.monotonic()
-        names = await asyncio.to_thread(models.repository.names)
+        names = await models.catalog.index.names()
         # One at a time: a thread that reads a thousand would hold up requests.
         for name in names:
             if name not in models.registry.deregistered:

@@ -23,20 +23,22 @@ from shoal_server.preloading import Preloader
 from shoal_server.registering import Registrar
 from shoal_server.registry.conditions import Conditions
 from shoal_server.registry.events import PressureChanged, WarmModelReleased
+from shoal_server.registry.findings import Findings
 from shoal_server.registry.memory_pins import MemoryPins
-from shoal_server.registry.registry import Registry
+from shoal_server.registry.registry import ModelVersion, Registry
 from shoal_server.registry.remembered import remembered_names
 from shoal_server.registry.repository import ModelRepository, default_model_dir
 from shoal_server.registry.store import RecordStore
 from shoal_server.residency.announcing import ObserverGroup, PoolEvents
 from shoal_server.residency.churn import ChurnObserver
 from shoal_server.residency.free_memory import FreeMemory
+from shoal_server.residency.load_findings import LoadFindings
 from shoal_server.residency.memory_probe import MemoryProbe
 from shoal_server.residency.model_states import ModelStates
 from shoal_server.residency.pool import SessionPool
 from shoal_server.residency.pressure_monitor import PressureMonitor
 from shoal_server.residency.probes import return_free_memory
-from shoal_server.residency.resident import PoolSettings
+from shoal_server.residency.resident import PoolSettings, State
 from shoal_server.returning import ResidentRecords
 from shoal_server.settings import Settings
 from shoal_server.statistics.statistics import PAIRS_PER_CALLER
@@ -70,6 +72,7 @@ class Models:
     catalog: Catalog
     registrar: Registrar
     conditions: Conditions
+    findings: Findings
     upkeep: Upkeep
     states: ModelStates
 
@@ -94,12 +97,17 @@ async def open_models(
     settings = instruments.settings
     repository = ModelRepository(settings.model_dir or default_model_dir())
     store = await open_store(settings, repository, exits)
+    conditions = Conditions()
+    findings = Findings(repository, conditions, store)
+    exits.push_async_callback(findings.close)
+    await findings.drop_outdated()
     registry = Registry(
         repository,
         settings.default_model,
         settings.precision,
         gpu=hardware.devices.resolve(settings.device) != CPU,
         names=remembered_names(store),
+        found=findings.by_model,
     )
     placement = Placement(hardware.devices, hardware.gpus, settings.device)
     loader = _make_loader(instruments, hardware, registry, exits)
@@ -111,8 +119,9 @@ async def open_models(
     exits.push_async_callback(kept_statistics.close)
     preloader = _make_preloader(instruments)
     pins = MemoryPins(store)
-    conditions = Conditions()
     states = ModelStates(registry, conditions, instruments.events)
+    load_findings = LoadFindings(findings, registry, conditions)
+    exits.push_async_callback(load_findings.close)
     pool = SessionPool(
         loader,
         budgets=memory_budgets(settings, hardware),
@@ -121,6 +130,7 @@ async def open_models(
         observer=ObserverGroup(
             [
                 PoolTelemetry(instruments.metrics, changed),
+                load_findings,  # before the states, which follow from what is found
                 PoolEvents(instruments.events, states),
                 residents,
                 preloader,
@@ -141,13 +151,15 @@ async def open_models(
     exits.push_async_callback(residents.close)
     residents.begin(pool)
     states.begin(pool)
+    registry.served = partial(_served, registry, pool)
     switcher = Switcher(registry, pool, placement, store, instruments.events)
     exits.push_async_callback(switcher.close)
     outcomes = remembered_outcomes(store)
     catalog = Catalog(registry, pool, placement, pins, states, outcomes)
     upkeep = open_upkeep(
         instruments, registry=registry, pool=pool, placement=placement, loader=loader,
-        switcher=switcher, conditions=conditions, store=store, outcomes=outcomes, exits=exits,
+        switcher=switcher, conditions=conditions, findings=findings, store=store,
+        outcomes=outcomes, exits=exits,
     )  # fmt: skip
     registrar = Registrar(
         registry, catalog.index, pool, store, instruments.events,
@@ -175,10 +187,21 @@ async def open_models(
         switcher=switcher,
         catalog=catalog,
         conditions=conditions,
+        findings=findings,
         upkeep=upkeep,
         states=states,
         registrar=registrar,
     )
+
+
+def _served(
+    registry: Registry, pool: SessionPool[LoadedModel], key: ModelKey
+) -> ModelVersion | None:
+    """What the session of a version was made of, or is being; see `Registry.served`."""
+    resident = pool.get(key)
+    if resident is None or resident.state is State.CLOSING:
+        return None
+    return resident.session.version if resident.session else registry.version(key)
 
 
 def free_memory(settings: Settings, models: Models) -> FreeMemory:

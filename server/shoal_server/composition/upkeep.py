@@ -12,6 +12,7 @@ from shoal_server.placement import Placement
 from shoal_server.pulling import NewerPull
 from shoal_server.registry.accuracy import Accuracy
 from shoal_server.registry.conditions import Conditions
+from shoal_server.registry.findings import Findings
 from shoal_server.registry.registry import Registry
 from shoal_server.registry.store import RecordStore
 from shoal_server.reloading import Reloader
@@ -41,6 +42,7 @@ def open_upkeep(
     loader: ModelLoader,
     switcher: Switcher,
     conditions: Conditions,
+    findings: Findings,
     store: RecordStore,
     outcomes: dict[ModelKey, Accuracy],
     exits: AsyncExitStack,
@@ -51,13 +53,16 @@ def open_upkeep(
         registry,
         pool,
         placement,
-        conditions,
+        findings,
         store,
         outcomes,
         events,
         lambda: runtime.values.verify_drop_threshold,
     )
-    reloader = Reloader(registry, pool, placement, conditions, events, loader.distrust)
+    reloader = Reloader(
+        registry, pool, placement, conditions, findings, verifier.verify_version, events,
+        loader.distrust,
+    )  # fmt: skip
     exits.push_async_callback(reloader.close)
     updater = Updater(
         registry,
@@ -65,6 +70,7 @@ def open_upkeep(
         switcher,
         verifier,
         conditions,
+        findings,
         events,
         NewerPull(registry.repository.root, settings.update_timeout_s),
         retry_after_s=settings.auto_update_interval_s,

@@ -132,9 +132,11 @@ class HubSource:
         with workshop.progress.bars() as welcome:
             if not welcome:
                 disable_progress_bars()
-            return self._fetched(
-                snapshot_download(self.repository, revision=self.revision, allow_patterns=patterns)
+            download = partial(
+                snapshot_download, self.repository, revision=self.revision, allow_patterns=patterns
             )
+            # Apart: whoever ends the command waits for none of the files on their way.
+            return self._fetched(within(None, download))
 
     def _cached(self) -> Fetched | None:
         try:
@@ -204,7 +206,7 @@ def wanted_files(files: Collection[str], *, weights: bool) -> list[str]:
     return [*_CARD, *patterns, *(f"0_*/{pattern}" for pattern in patterns)]
 
 
-def within(timeout_s: float, call: Callable[[], _T]) -> _T:
+def within(timeout_s: float | None, call: Callable[[], _T]) -> _T:
     """The result of `call`, if it comes in time.
 
     The library's own timeout does not cover the resolver, which can hang for longer.

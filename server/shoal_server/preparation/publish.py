@@ -100,6 +100,36 @@ def publish_variant(
     _sync(target.parent)
 
 
+def publish_reference(
+    staged: Path, repository: ModelRepository, key: ModelKey, manifest: VersionManifest
+) -> VersionManifest:
+    """Move a file to a version's others, and then write that it is one of them.
+
+    Args:
+        staged: The file, named as it will be, on the repository's file system.
+        repository: Where the version is.
+        key: The version.
+        manifest: Of it, so far.
+
+    Returns:
+        The manifest that names the file.
+
+    Raises:
+        OSError: The disk refuses.
+    """
+    files = {**manifest.files, staged.name: sha256_of(staged)}
+    manifest = manifest.model_copy(update={"files": files})
+    folder = repository.version_folder(key.name, key.version)
+    written = staged.with_name(VERSION_FILE)
+    written.write_text(manifest.to_toml(), encoding="utf-8")
+    for path in (staged, written):
+        _make_readable(path)
+        _sync(path)
+        path.rename(folder / path.name)
+    _sync(folder)
+    return manifest
+
+
 @contextmanager
 def disk_full_told() -> Iterator[None]:
     """Raise `DiskFull` in place of the system's own error.

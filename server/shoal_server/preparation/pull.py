@@ -9,12 +9,15 @@ Everything is made in a scratch folder inside the repository and appears by one 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from shoal_server.core import ModelKey, Pooling, valid_name
+from shoal_server.errors import ModelFileCorrupt
 from shoal_server.preparation.default_model import DefaultSource, default_manifest
 from shoal_server.preparation.environment import ExportEnvironment
 from shoal_server.preparation.errors import AlreadyPrepared, SourceNotFound
+from shoal_server.preparation.keep import keep_vectors
 from shoal_server.preparation.prepare import prepare
 from shoal_server.preparation.progress import Progress
 from shoal_server.preparation.publish import disk_full_told, publish
@@ -105,6 +108,7 @@ def pull(
         progress.step(f"verifying {key}")
         manifest = repository.verify(key.name, key.version)
         _check_same(key, manifest, source, order.revision)
+        manifest = keep_vectors(key, manifest, repository, progress)
     return Pulled(key, manifest, was_there)
 
 
@@ -132,13 +136,13 @@ def pull_newer(
     _, source = find_source(name, None, repository)
     progress.step(f"looking for a newer revision of {source.reference}")
     pinned, revision = source.at_newest()
-    manifests = [(each, repository.version_manifest(name, each)) for each in versions]
+    manifests = list(_readable(name, versions, repository, progress))
     for version, manifest in manifests:
         there = manifest.source
         if source.made(there.kind, there.location) and there.revision == revision:
             return Newest(ModelKey(name, version), manifest, is_new=False)
     key = ModelKey(name, version_after(versions[-1]))
-    pooling = manifests[-1][1].pooling
+    pooling = manifests[-1][1].pooling if manifests else None
     with disk_full_told(), scratch_folder(repository.root) as scratch:
         workshop = Workshop(scratch, environment, progress)
         staged = scratch / "version"
@@ -146,6 +150,17 @@ def pull_newer(
         manifest = prepare(pinned.fetch(workshop), pooling, staged, workshop)
         is_new = publish(staged, repository, key, manifest, repository.model_manifest(name))
     return Newest(key, repository.version_manifest(name, key.version), is_new)
+
+
+def _readable(
+    name: str, versions: Iterable[str], repository: ModelRepository, progress: Progress
+) -> Iterator[tuple[str, VersionManifest]]:
+    """The versions whose manifests can be read; a broken one hinders no newer one."""
+    for version in versions:
+        try:
+            yield version, repository.version_manifest(name, version)
+        except ModelFileCorrupt as error:
+            progress.step(f"warning: passed over: {error.message}")
 
 
 def version_after(latest: str) -> str:

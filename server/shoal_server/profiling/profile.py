@@ -48,6 +48,9 @@ class Cell:
     p95_s: float
     memory_bytes: int | None = None
     """What a first run took beyond what was in use; None where the system does not tell."""
+    noise: float = 0.0
+    """By how much of it the fastest run would be another: so much slower is the fastest of one
+    half of the runs, every other one, than that of the other half."""
 
     @property
     def items_per_s(self) -> float:
@@ -79,6 +82,14 @@ class Suggestion:
 
 
 @dataclass(frozen=True, slots=True)
+class NoSuggestion:
+    """Nothing follows from what was measured."""
+
+    reason: str
+    """In a sentence."""
+
+
+@dataclass(frozen=True, slots=True)
 class Profile:
     """What was measured of one version of a model on one machine."""
 
@@ -97,6 +108,8 @@ class Profile:
     """By length, then by items."""
     skipped: tuple[Skipped, ...]
     suggestion: Suggestion | None
+    no_suggestion: str = ""
+    """Why there is none."""
 
 
 def make_cell(shape: Shape, seconds: Sequence[float], memory_bytes: int | None) -> Cell:
@@ -104,7 +117,7 @@ def make_cell(shape: Shape, seconds: Sequence[float], memory_bytes: int | None) 
 
     Args:
         shape: Of the batch.
-        seconds: Of each run; at least one.
+        seconds: Of each run, in their order; at least one.
         memory_bytes: See `Cell`.
     """
     ranked = sorted(seconds)
@@ -115,4 +128,10 @@ def make_cell(shape: Shape, seconds: Sequence[float], memory_bytes: int | None) 
         p50_s=statistics.median(ranked),
         p95_s=ranked[math.ceil(_P95 * len(ranked)) - 1],
         memory_bytes=memory_bytes,
+        noise=_noise(seconds),
     )
+
+
+def _noise(seconds: Sequence[float]) -> float:
+    halves = [min(half) for half in (seconds[::2], seconds[1::2]) if half]
+    return max(halves) / min(halves) - 1

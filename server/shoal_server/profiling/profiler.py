@@ -22,7 +22,14 @@ from shoal_server.profiling.hardware import hardware_name
 from shoal_server.profiling.kept import KeptProfiles
 from shoal_server.profiling.memory import growth_probe, room_bytes
 from shoal_server.profiling.plan import Order, Sweep, plan_sweep
-from shoal_server.profiling.profile import Cell, Profile, Setup, Skipped
+from shoal_server.profiling.profile import (
+    Cell,
+    NoSuggestion,
+    Profile,
+    Setup,
+    Skipped,
+    Suggestion,
+)
 from shoal_server.profiling.suggestion import suggest
 from shoal_server.profiling.sweep import Measuring
 from shoal_server.registry.event_log import EventLog
@@ -122,7 +129,7 @@ class Profiler:
         )
         raise FailedPrecondition(
             f"model {version.key} has no profile of {setup.precision} on {setup.device} as it is "
-            f"now (ProfileModel makes one){elsewhere}",
+            f"now (`shoal models profile` makes one){elsewhere}",
             metadata={"model": version.key.name, "version": version.key.version},
         )
 
@@ -192,6 +199,9 @@ class Profiler:
                 f"no batch of model {version.key} could be measured: {result.skipped[-1].reason}"
             )
         slots = self._slots[device].count
+        suggested = suggest(
+            result.cells, slots=slots, room_bytes=room, too_much=result.too_much, alone=alone
+        )
         return Profile(
             setup=setup,
             slots=slots,
@@ -203,13 +213,8 @@ class Profiler:
             batch_tokens_limit=batches.max_tokens,
             cells=tuple(sorted(result.cells, key=_place)),
             skipped=tuple(sorted(result.skipped, key=_place)),
-            suggestion=suggest(
-                result.cells,
-                slots=slots,
-                room_bytes=room,
-                too_much=result.too_much,
-                alone=alone,
-            ),
+            suggestion=suggested if isinstance(suggested, Suggestion) else None,
+            no_suggestion=suggested.reason if isinstance(suggested, NoSuggestion) else "",
         )
 
     async def _resolve(self, text: str) -> ModelVersion:

@@ -8,17 +8,33 @@ the largest of these in items (short texts decide), the limit of tokens the larg
 tokens (long ones mostly do). Where such limits would let in a batch that does not fit
 into memory, the limit of tokens is lower. Batches are compared by their fastest runs,
 since whatever else the machine does only slows runs down.
+
+Two batches whose difference is within the noise of both, where that is no more than
+`MOST_NOISE`, are as good as each other. Where the best batch of a length is noisier than
+that, the length tells nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from shoal_server.profiling.plan import Shape
-from shoal_server.profiling.profile import Cell, Suggestion
+from shoal_server.profiling.profile import Cell, NoSuggestion, Suggestion
 
 GOOD = 0.95
 """Share of the best throughput that is as good as the best."""
+MOST_NOISE = 0.1
+"""What is noisier is taken for nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """Of one length."""
+
+    cell: Cell
+    """The smallest that is as good as the best."""
+    best: Cell
 
 
 def suggest(
@@ -28,7 +44,7 @@ def suggest(
     room_bytes: int | None,
     too_much: Sequence[Shape] = (),
     alone: bool = False,
-) -> Suggestion | None:
+) -> Suggestion | NoSuggestion:
     """Limits for the batches of a model.
 
     Args:
@@ -37,28 +53,35 @@ def suggest(
         room_bytes: Memory that all of them together may take; None: nobody knows.
         too_much: Batches that were not measured, for want of memory.
         alone: Whether the model's texts never share a batch.
-
-    Returns:
-        None when no cell was measured that fits into memory.
     """
     fitting = [cell for cell in cells if _fits(cell, slots, room_bytes)]
     if not fitting:
-        return None
-    good = [
-        _smallest_good([cell for cell in fitting if cell.shape.length == length])
-        for length in sorted({cell.shape.length for cell in fitting})
-    ]
-    by_items = max(good, key=lambda cell: (cell.shape.items, cell.shape.length))
-    by_tokens = max(good, key=lambda cell: (cell.shape.tokens, cell.shape.length))
-    max_items, max_tokens = by_items.shape.items, by_tokens.shape.tokens
-    reasons = [
-        f"{_words(by_items.shape)} is the smallest batch with {GOOD:.0%} of the best throughput "
-        f"at that length ({_items_per_s(by_items):.0f} items/s); no other length needs more items.",
-        f"{_words(by_tokens.shape)} is the one with most tokens "
-        f"({_items_per_s(by_tokens) * by_tokens.shape.length:.0f} tokens/s); "
-        f"such a run takes {by_tokens.p50_s * 1000:.3g} ms.",
-        "Both are judged by the fastest runs.",
-    ]
+        return NoSuggestion("no batch that was measured fits into memory")
+    lengths = sorted({cell.shape.length for cell in fitting})
+    choices = [_choose([c for c in fitting if c.shape.length == length]) for length in lengths]
+    clear = [choice for choice in choices if choice.best.noise <= MOST_NOISE]
+    if not clear:
+        return NoSuggestion(
+            "the runs of every best batch differ more than batches do (noise above "
+            f"{MOST_NOISE:.0%}); measure again when the machine is quieter, or with more runs"
+        )
+    by_items = max(clear, key=lambda each: (each.cell.shape.items, each.cell.shape.length))
+    by_tokens = max(clear, key=lambda each: (each.cell.shape.tokens, each.cell.shape.length))
+    max_items, max_tokens = by_items.cell.shape.items, by_tokens.cell.shape.tokens
+    reasons = [f"The items are those of {_why(by_items)}; no other length needs more."]
+    if by_tokens is by_items:
+        reasons.append("No other length needs more tokens either.")
+    else:
+        reasons.append(f"The tokens are those of {_why(by_tokens)}; no other length needs more.")
+    reasons.append(
+        "Batches are compared by their fastest runs. The noise is by how much the fastest of one "
+        "half of the runs and of the other differ; smaller differences count as none."
+    )
+    if unclear := [each.best.shape.length for each in choices if each not in clear]:
+        reasons.append(
+            f"At {_listed(unclear)} tokens the noise of the best batch is above {MOST_NOISE:.0%}: "
+            "nothing was concluded there. Measure again when the machine is quieter."
+        )
     refused = [*too_much, *(cell.shape for cell in cells if cell not in fitting)]
     let_in = [shape for shape in refused if shape.items <= max_items and shape.tokens <= max_tokens]
     if let_in:
@@ -72,7 +95,7 @@ def suggest(
         reasons.append(
             "Texts of this model run alone, since its vectors depend on what is in their batch."
         )
-    elif edges := [cell.shape.length for cell in good if _is_edge(cell, cells)]:
+    elif edges := [each.cell.shape.length for each in clear if _is_edge(each.cell, cells)]:
         reasons.append(
             f"At {_listed(edges)} tokens no larger batch was measured: one may be better still."
         )
@@ -83,11 +106,22 @@ def _fits(cell: Cell, slots: int, room_bytes: int | None) -> bool:
     return room_bytes is None or slots * (cell.memory_bytes or 0) <= room_bytes
 
 
-def _smallest_good(cells: Sequence[Cell]) -> Cell:
+def _choose(cells: Sequence[Cell]) -> _Choice:
     """Of the cells of one length."""
-    best = max(_items_per_s(cell) for cell in cells)
-    good = [cell for cell in cells if _items_per_s(cell) >= GOOD * best]
-    return min(good, key=lambda cell: cell.shape.items)
+    best = max(cells, key=_items_per_s)
+    good = [cell for cell in cells if _items_per_s(cell) >= _enough(cell, best)]
+    return _Choice(min(good, key=lambda cell: cell.shape.items), best)
+
+
+def _enough(cell: Cell, best: Cell) -> float:
+    """Items a second from which a batch is as good as the best one.
+
+    A batch that is too noisy to tell has to be as good without: too low a limit costs throughput,
+    too high a one only makes runs longer.
+    """
+    noise = cell.noise + best.noise
+    share = min(GOOD, 1 - noise) if noise <= MOST_NOISE else GOOD
+    return share * _items_per_s(best)
 
 
 def _items_per_s(cell: Cell) -> float:
@@ -98,6 +132,23 @@ def _is_edge(cell: Cell, cells: Sequence[Cell]) -> bool:
     """Whether it may be good only because nothing larger was measured."""
     sizes = [each.shape.items for each in cells if each.shape.length == cell.shape.length]
     return cell.shape.items == max(sizes)
+
+
+def _why(choice: _Choice) -> str:
+    """What was measured of a batch, and of the best one of its length."""
+    cell, best = choice.cell, choice.best
+    figures = (
+        f"{_words(cell.shape)}, whose fastest of {cell.runs} runs took {cell.least_s * 1000:.3g} ms"
+        f" ({_items_per_s(cell):.0f} items/s, noise {cell.noise:.1%}; "
+        f"median {cell.p50_s * 1000:.3g} ms, p95 {cell.p95_s * 1000:.3g} ms)"
+    )
+    if cell is best:
+        return f"{figures}, the best at that length"
+    share = _items_per_s(cell) / _items_per_s(best)
+    return (
+        f"{figures}: the smallest as good as the best at that length, with {share:.0%} of the "
+        f"items/s of {_words(best.shape)} (noise {best.noise:.1%})"
+    )
 
 
 def _words(shape: Shape) -> str:

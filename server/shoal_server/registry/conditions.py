@@ -4,6 +4,7 @@
         …
     conditions.fault(key, "verification: cosine 0.91, at least 0.99 is wanted")
     conditions.mend(key)
+    conditions.remark(key, "its files could not be read again: …")
 
 A key without a version is a model whose new version has no number yet: what is noted of it
 holds for each of its versions that has nothing noted of its own.
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shoal_server.core import ModelKey
 
@@ -28,6 +29,8 @@ class Condition:
     """Files are being fetched."""
     fault: str | None = None
     """It was found wrong; it may serve all the same."""
+    remark: str | None = None
+    """What else there is to know; it changes no state."""
 
 
 SOUND = Condition()
@@ -41,14 +44,18 @@ class Conditions:
         self._updating: dict[ModelKey, list[str]] = {}
         self._downloading: dict[ModelKey, list[str]] = {}
         self._faults: dict[ModelKey, str] = {}
+        self._remarks: dict[ModelKey, str] = {}
         self._observers: list[Callable[[ModelKey], None]] = []
 
     def of(self, key: ModelKey) -> Condition:
         """What is so of a version now: its own, else its model's."""
-        if not (self._updating or self._downloading or self._faults):
+        if not (self._updating or self._downloading or self._faults or self._remarks):
             return SOUND
         own = self._noted(key)
-        return own if own is not SOUND else self._noted(ModelKey(key.name, ""))
+        if own != Condition(remark=own.remark):
+            return own
+        models = self._noted(ModelKey(key.name, ""))
+        return models if own.remark is None else replace(models, remark=own.remark)
 
     def observe(self, changed: Callable[[ModelKey], None]) -> None:
         """Call `changed` after each change, with the key that was named."""
@@ -72,6 +79,13 @@ class Conditions:
         if self._faults.pop(key, None) is not None:
             self._tell(key)
 
+    def remark(self, key: ModelKey, text: str | None) -> None:
+        """From now on, this is shown beside its state; None: nothing. Idempotent."""
+        if text is None:
+            self._remarks.pop(key, None)
+        else:
+            self._remarks[key] = text
+
     @contextmanager
     def _during(
         self, reasons: dict[ModelKey, list[str]], key: ModelKey, reason: str
@@ -88,11 +102,14 @@ class Conditions:
 
     def _noted(self, key: ModelKey) -> Condition:
         updating, downloading = self._updating.get(key), self._downloading.get(key)
-        fault = self._faults.get(key)
-        if updating is None and downloading is None and fault is None:
+        fault, remark = self._faults.get(key), self._remarks.get(key)
+        if updating is None and downloading is None and fault is None and remark is None:
             return SOUND
         return Condition(
-            updating[-1] if updating else None, downloading[-1] if downloading else None, fault
+            updating[-1] if updating else None,
+            downloading[-1] if downloading else None,
+            fault,
+            remark,
         )
 
     def _tell(self, key: ModelKey) -> None:

@@ -172,6 +172,16 @@ class ModelReloaded(ModelEvent):
 
 
 @dataclass(frozen=True, slots=True)
+class ModelReloadFailed(ModelEvent):
+    """A model's files could not be read again; what was served before is served on."""
+
+    kind: ClassVar[str] = "model_reload_failed"
+    reason: str
+    """Stable and machine-readable, as errors have it."""
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class ModelUpdated(Event):
     """A model's bare name means a newer version, which was found to be good."""
 
@@ -263,6 +273,9 @@ class NameSwitched(Event):
     """Looking up and loading; requests got the old versions meanwhile."""
     switch_s: float
     """From all being warm to the name meaning it: the write to disk."""
+    before_weights: tuple[int, ...] = ()
+    """Of each, where they shared the traffic; else empty."""
+    after_weights: tuple[int, ...] = ()
 
     @property
     def subjects(self) -> frozenset[str]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from shoal_server.core import ModelKey, ModelRef, is_name
 from shoal_server.errors import InvalidInput, ModelNotFound, ShoalError
 from shoal_server.registry.capabilities import Capabilities, read_capabilities
+from shoal_server.registry.findings import KnownBad, default_sound
 from shoal_server.registry.manifest import (
     MODEL_FILE,
     VARIANTS_FOLDER,
@@ -24,8 +25,7 @@ from shoal_server.registry.manifest import (
     ModelManifest,
     VersionManifest,
 )
-from shoal_server.registry.registry import Registry
-from shoal_server.registry.repository import default_of
+from shoal_server.registry.registry import NOTHING_FOUND, Registry
 from shoal_server.registry.variants import Chosen
 
 # The clocks of files tick in milliseconds, on some file systems in whole seconds: what
@@ -81,6 +81,8 @@ class _Entry:
     """The version that its name was pinned to."""
     served: ModelKey | None
     """What its name had meant so far."""
+    found: KnownBad
+    """Which of its versions were known to be bad."""
     paths: tuple[str, str]
     """The folder and its `model.toml`."""
     seen: tuple[_Seen, _Seen]
@@ -98,6 +100,8 @@ class _Names:
     deregistered: frozenset[str]
     served: Mapping[str, ModelKey]
     """What names of models have meant so far; those that are left out: nobody asked."""
+    found: Mapping[str, KnownBad]
+    """Which versions are known to be bad, by model."""
 
 
 class RepositoryIndex:
@@ -116,9 +120,30 @@ class RepositoryIndex:
         self._names: list[str] = []
         # The root when its names were read; None: it may have changed since.
         self._root_seen: _Seen = None
+        # There when the server looked first, and not read since; None: it did not look.
+        self._unread: set[str] | None = None
         # Of the last look, and when that began.
         self._found: Found | None = None
         self._found_s = 0.0
+
+    async def names(self) -> list[str]:
+        """The models that there are; from then on they are known, read or not."""
+        async with self._looking:
+            return await self._list()
+
+    async def knows(self, name: str) -> bool:
+        """Whether a model was there when the server looked last, for the first time now."""
+        async with self._looking:
+            if self._unread is None:
+                await self._list()
+            entry = self._entries.get(name)
+            return (entry is not None and entry.files is not None) or name in (self._unread or ())
+
+    async def _list(self) -> list[str]:
+        names = await asyncio.to_thread(self._registry.repository.names)
+        if self._unread is None:
+            self._unread = set(names)
+        return names
 
     async def look(self) -> Found:
         """Every model as the disk has it now, described at the version its name means.
@@ -135,6 +160,7 @@ class RepositoryIndex:
                 if (known := self._registry.bare(name)) is not None:
                     served[name] = known.key
             found = self._found = await asyncio.to_thread(self._look, self._names_now(served))
+            self._unread = set()
             return found
 
     async def look_anew(self) -> Rescan:
@@ -144,6 +170,7 @@ class RepositoryIndex:
             self._entries, self._root_seen = {}, None
             # Not what names have meant so far, but what they would mean.
             found = await asyncio.to_thread(self._look, self._names_now({}))
+            self._unread = set()
             return Rescan(before, found.models)
 
     async def look_at(self, name: str) -> tuple[ModelFiles | None, ModelFiles | None]:
@@ -155,9 +182,12 @@ class RepositoryIndex:
         async with self._looking:
             before = self._entries.get(name)
             root, pinned = str(self._registry.repository.root), self._registry.pins.get(name)
+            found = self._registry.found_of(name)
             # Not what its name has meant so far, but what it would mean.
-            now = await asyncio.to_thread(self._read, root, name, pinned, None)
+            now = await asyncio.to_thread(self._read, root, name, pinned, None, found)
             self._entries[name] = now
+            if self._unread:
+                self._unread.discard(name)
             return before.files if before else None, now.files
 
     async def forget(self, name: str) -> None:
@@ -178,13 +208,16 @@ class RepositoryIndex:
             if entry is None:
                 continue
             if not entry.is_settled or tuple(map(_see, entry.inner_paths)) != entry.inner_seen:
-                entry = self._entries[name] = self._read(root, name, entry.pinned, entry.served)
+                entry = self._entries[name] = self._read(
+                    root, name, entry.pinned, entry.served, entry.found
+                )
             if entry.files is not None:
                 models[name] = entry.files
         return models
 
     def _names_now(self, served: Mapping[str, ModelKey]) -> _Names:
-        return _Names(dict(self._registry.pins), self._registry.deregistered, served)
+        registry = self._registry
+        return _Names(dict(registry.pins), registry.deregistered, served, dict(registry.found))
 
     def _look(self, names: _Names) -> Found:
         root = str(self._registry.repository.root)
@@ -194,8 +227,9 @@ class RepositoryIndex:
             if name in names.deregistered:
                 continue
             entry = self._entries.get(name)
-            if entry is None or _is_stale(entry, pins.get(name), served.get(name)):
-                entry = self._read(root, name, pins.get(name), served.get(name))
+            means = pins.get(name), served.get(name), names.found.get(name, NOTHING_FOUND)
+            if entry is None or _is_stale(entry, *means):
+                entry = self._read(root, name, *means)
                 anew.add(name)
             entries[name] = entry
             if entry.files is not None:
@@ -211,7 +245,9 @@ class RepositoryIndex:
             self._root_seen = seen if is_settled else None
         return self._names
 
-    def _read(self, root: str, name: str, pinned: str | None, served: ModelKey | None) -> _Entry:
+    def _read(
+        self, root: str, name: str, pinned: str | None, served: ModelKey | None, found: KnownBad
+    ) -> _Entry:
         at_ns = time.time_ns()
         folder = f"{root}/{name}"
         manifest = f"{folder}/{MODEL_FILE}"
@@ -219,7 +255,9 @@ class RepositoryIndex:
         seen = (_see(folder), _see(manifest))
         is_readable = True
         try:
-            files = read_files(self._registry, ModelRef(name), ModelRef(name, pinned), served)
+            files = read_files(
+                self._registry, ModelRef(name), ModelRef(name, pinned), served, found
+            )
         except ModelNotFound:
             files = None
         except OSError as error:  # such as a folder of somebody else's: the others are shown
@@ -230,14 +268,14 @@ class RepositoryIndex:
         inner_seen = tuple(map(_see, inner_paths))
         changed_ns = max((each[2] for each in (*seen, *inner_seen) if each), default=0)
         return _Entry(
-            files, pinned, served, (folder, manifest), seen, inner_paths, inner_seen,
+            files, pinned, served, found, (folder, manifest), seen, inner_paths, inner_seen,
             # Permissions may change without a trace in these times.
             is_settled=changed_ns < at_ns - _TICK_NS and is_readable,
         )  # fmt: skip
 
 
 def read_files(
-    registry: Registry, ref: ModelRef, pinned: ModelRef, served: ModelKey | None
+    registry: Registry, ref: ModelRef, pinned: ModelRef, served: ModelKey | None, found: KnownBad
 ) -> ModelFiles:
     """Read a model; one with unreadable files is described, not hidden. Blocks on the disk.
 
@@ -246,6 +284,7 @@ def read_files(
         ref: The model, or a version of it.
         pinned: The same with the version that the bare name is pinned to.
         served: The version that `ref` has meant so far; None: nobody asked.
+        found: Which of its versions are known to be bad.
 
     Raises:
         InvalidInput: It can not be a name.
@@ -260,7 +299,7 @@ def read_files(
     try:
         model = repository.model_manifest(ref.name)
         if key is None and pinned.version is None:
-            key = ModelKey(ref.name, default_of(ref.name, model, versions))
+            key = ModelKey(ref.name, default_sound(repository, ref.name, model, versions, found))
         key = key or repository.resolve(pinned)
         manifest = repository.version_manifest(key.name, key.version)
         capabilities = read_capabilities(repository, key, manifest)
@@ -287,8 +326,13 @@ def _folders(root: str) -> list[str]:
         return []
 
 
-def _is_stale(entry: _Entry, pinned: str | None, served: ModelKey | None) -> bool:
-    if not entry.is_settled or entry.pinned != pinned or entry.served != served:
+def _is_stale(entry: _Entry, pinned: str | None, served: ModelKey | None, found: KnownBad) -> bool:
+    if (
+        not entry.is_settled
+        or entry.pinned != pinned
+        or entry.served != served
+        or entry.found != found
+    ):
         return True
     folder, manifest = entry.paths
     folder_seen, manifest_seen = entry.seen

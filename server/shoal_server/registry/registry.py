@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 import structlog
@@ -14,16 +15,18 @@ from shoal_server.core import ModelKey, ModelRef
 from shoal_server.errors import ModelNotFound, ShoalError
 from shoal_server.registry.aliases import Alias
 from shoal_server.registry.claims import Claims
+from shoal_server.registry.findings import KnownBad, default_sound
 from shoal_server.registry.labels import Deprecation, Labels
 from shoal_server.registry.manifest import Precision, Serving, VersionManifest
 from shoal_server.registry.remembered import NO_NAMES, RememberedNames
-from shoal_server.registry.repository import ModelRepository, default_of
+from shoal_server.registry.repository import ModelRepository
 from shoal_server.registry.routes import Share, Split
 from shoal_server.registry.variants import Chosen, choose
 
 log = structlog.get_logger(__name__)
 
 NO_LABELS = Labels()
+NOTHING_FOUND: KnownBad = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +70,12 @@ class Registry:
     """Names of models to versions. Belongs to the event loop's thread.
 
     A name is an alias, or a model's, with a version or without; the latter means the
-    version that it is pinned to, else the manifest's or the latest.
+    version that it is pinned to, else the manifest's or the newest not known to be bad.
 
     What a name stands for is read from the repository once and then kept, so that
     requests cost no disk access and a version that appears meanwhile changes
-    nothing until `forget` (an explicit load, or a failed one) asks again.
+    nothing until `forget` (an explicit load, or a failed one) asks again. While a session
+    serves a version, names mean it with the manifests that the session was made of.
     """
 
     def __init__(
@@ -82,6 +86,7 @@ class Registry:
         *,
         gpu: bool = False,
         names: RememberedNames = NO_NAMES,
+        found: Mapping[str, KnownBad] = MappingProxyType({}),
     ) -> None:
         """Nothing is read yet.
 
@@ -92,10 +97,13 @@ class Registry:
                 fp32.
             gpu: Whether models that ask for no device run on one.
             names: Aliases and pins, from the store.
+            found: Which versions are known to be bad, by model; looked at each time.
         """
         self.repository = repository
         self.default_model = default_model
         self.precision = precision
+        self.found = found
+        """Which versions are known to be bad, by model."""
         self._gpu = gpu
         self._aliases = dict(names.aliases)
         self._pins = dict(names.pins)
@@ -107,7 +115,10 @@ class Registry:
         self._aliases_of: dict[ModelKey, list[str]] | None = None
         self._by_text: dict[str, ModelVersion] = {}
         self._splits: dict[str, Split[ModelVersion]] = {}
+        # What a session is made of next.
         self._by_key: dict[ModelKey, ModelVersion] = {}
+        self.served: Callable[[ModelKey], ModelVersion | None] = lambda key: None
+        """What the session of a version was made of; None: it has none that goes on."""
         # Counts what made answers of the disk stale that are still on their way.
         self._changes = 0
 
@@ -173,7 +184,7 @@ class Registry:
         missing: list[ShoalError] = []
         for target in targets:
             try:
-                found.append((target, await self.look_up(target.ref)))
+                found.append((target, self._current(await self.look_up(target.ref))))
             except ShoalError as error:
                 missing.append(error)
         if not found:
@@ -189,14 +200,29 @@ class Registry:
             ShoalError: As `resolve`.
         """
         self.check_registered(ref.name)
-        version = await asyncio.to_thread(self._read, self.pinned(ref))
+        version = await asyncio.to_thread(self._read, self.pinned(ref), self.found_of(ref.name))
         self.check_registered(ref.name)  # it may have been deregistered meanwhile
         version = replace(version, deprecation=self.deprecation_of(version.key))
         wanted, used = self.precision, version.chosen.precision
         if version.serving.precision is None and used != wanted != "auto":
             log.info("precision_fallback", model=str(version.key), wanted=wanted, used=used)
-        self._by_key[version.key] = version
+        if (served := self.served(version.key)) is not None:
+            self._by_key.setdefault(version.key, served)
+        else:
+            self._by_key[version.key] = version
         return version
+
+    def open_next(self, version: ModelVersion) -> None:
+        """Let the next session of a version be made of this, though another one serves."""
+        self._by_key[version.key] = version
+
+    def _current(self, version: ModelVersion) -> ModelVersion:
+        """What names mean by a version: what serves, else what the next session is made of."""
+        served = self.served(version.key)
+        if served is None:
+            # It may have been labelled since it was looked up.
+            return self._by_key.get(version.key, version)
+        return replace(served, deprecation=self.deprecation_of(version.key))
 
     def version(self, key: ModelKey) -> ModelVersion:
         """A version that was resolved before.
@@ -228,6 +254,23 @@ class Registry:
         """`ref` itself, or with the version that the bare name is pinned to."""
         pinned = self._pins.get(ref.name)
         return ModelRef(ref.name, pinned) if ref.version is None and pinned else ref
+
+    async def default_version(self, name: str) -> str:
+        """What a model's bare name would mean if it were pinned to nothing.
+
+        Raises:
+            ModelNotFound: There is no such model, or no version of it.
+            ModelLoadFailed: Its `model.toml` can not be read.
+        """
+        return await asyncio.to_thread(self._default, name, self.found_of(name))
+
+    async def passed_over(self, name: str) -> list[str]:
+        """The versions newer than that, which are known to be bad; the newest first."""
+        return await asyncio.to_thread(self._passed_over, name, self.found_of(name))
+
+    def found_of(self, name: str) -> KnownBad:
+        """The versions of a model that are known to be bad."""
+        return self.found.get(name, NOTHING_FOUND)
 
     # -- names ---------------------------------------------------------------
 
@@ -293,7 +336,7 @@ class Registry:
             return
         self._changes += 1
         for fresh in versions:
-            self._replace(self._by_key.get(fresh.key, fresh))
+            self._rename(self._current(fresh))
         self._note(text or self.default_model, targets, versions)
 
     def adopt(self, version: ModelVersion) -> None:
@@ -313,10 +356,24 @@ class Registry:
             if not models.isdisjoint(target.key.name for target in alias.targets):
                 self._drop(alias.name)
 
+    def forget_version(self, key: ModelKey) -> None:
+        """As `forget`, for the names that mean one version, and for no others."""
+        self._changes += 1
+        for text, version in list(self._by_text.items()):
+            if version.key == key:
+                del self._by_text[text]
+        for alias in self._aliases.values():
+            if any(target.key == key for target in alias.targets):
+                self._drop(alias.name)
+
     def _replace(self, fresh: ModelVersion) -> None:
         if fresh.key.name in self._deregistered:
             return
         self._by_key[fresh.key] = fresh
+        self._rename(fresh)
+
+    def _rename(self, fresh: ModelVersion) -> None:
+        """Let every name that means this version mean it as it is here."""
         name, version = fresh.key.name, fresh.key.version
         same = [
             text
@@ -341,8 +398,7 @@ class Registry:
     ) -> None:
         if any(each.key.name in self._deregistered for each in versions):
             return
-        # They may have been labelled since they were looked up.
-        versions = [self._by_key.get(each.key, each) for each in versions]
+        versions = [self._current(each) for each in versions]
         self._clear(text)  # with a target more than before it is shared now, or the reverse
         if len(versions) == 1:
             self._by_text |= dict.fromkeys(self._synonyms(text), versions[0])
@@ -369,7 +425,7 @@ class Registry:
         """
         if name in self._deregistered:
             raise ModelNotFound(
-                f"model {name!r} is deregistered; RegisterModel brings it back",
+                f"model {name!r} is deregistered; `shoal models register {name}` brings it back",
                 metadata={"model": name},
             )
 
@@ -412,7 +468,8 @@ class Registry:
             self._labels[str(ref)] = labels
         for key, version in list(self._by_key.items()):
             if key.name == ref.name:
-                self._replace(replace(version, deprecation=self.deprecation_of(key)))
+                self._by_key[key] = replace(version, deprecation=self.deprecation_of(key))
+                self._rename(self._current(version))
 
     def versions_known(self, name: str) -> list[ModelKey]:
         """The versions of a model that were looked up."""
@@ -450,13 +507,14 @@ class Registry:
         # It is for GPUs, and slower than fp32 on a CPU.
         return "fp32" if self.precision == "fp16" and not on_gpu else self.precision
 
-    def _read(self, ref: ModelRef) -> ModelVersion:
+    def _read(self, ref: ModelRef, found: KnownBad) -> ModelVersion:
         """In a thread."""
         repository = self.repository
         model = repository.model_manifest(ref.name)
         if ref.version is None:
             versions = repository.versions(ref.name)
-            key = ModelKey(ref.name, default_of(ref.name, model, versions))
+            version = default_sound(repository, ref.name, model, versions, found)
+            key = ModelKey(ref.name, version)
         else:
             key = repository.resolve(ref)
         manifest = repository.version_manifest(key.name, key.version)
@@ -468,6 +526,18 @@ class Registry:
             folder=repository.version_folder(key.name, key.version),
             chosen=self.choose(key, manifest, serving),
         )
+
+    def _default(self, name: str, found: KnownBad) -> str:
+        """In a thread."""
+        model, versions = self.repository.model_manifest(name), self.repository.versions(name)
+        return default_sound(self.repository, name, model, versions, found)
+
+    def _passed_over(self, name: str, found: KnownBad) -> list[str]:
+        """In a thread."""
+        if self.repository.model_manifest(name).default_version is not None:
+            return []
+        versions, meant = self.repository.versions(name), self._default(name, found)
+        return [each for each in reversed(versions[versions.index(meant) + 1 :]) if each in found]
 
 
 def _shared(name: str, parts: Iterable[tuple[NamedTarget, ModelVersion]]) -> Split[ModelVersion]:

@@ -126,7 +126,7 @@ class ModelRepository:
             return []
         return sorted(
             (version for version in _folder_names(folder) if self._is_version(folder / version)),
-            key=_natural,
+            key=version_order,
         )
 
     def default_version(self, name: str) -> str:
@@ -400,8 +400,8 @@ def _folder_names(parent: Path) -> list[str]:
         return []
 
 
-def _natural(version: str) -> list[tuple[int, int, str]]:
-    # Digits compare as numbers and sort before letters: 2 < 10 < beta.
+def version_order(version: str) -> list[tuple[int, int, str]]:
+    """What versions are sorted by: numbers by their value, and before letters, 2 < 10 < beta."""
     parts = re.findall(r"\d+|\D+", version)
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts]
 

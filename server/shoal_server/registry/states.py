@@ -65,15 +65,12 @@ class Facts:
     """What callers are told."""
 
 
-NOTHING_KNOWN = Facts()
-
-
 def state_of(facts: Facts) -> tuple[ModelState, str]:
     """The state, and why it is that; the first of these that is so.
 
     Loading and unloading, since they pass soon. Then what is being done about it: updating,
     downloading. Then error: a fault, and, of what is not in memory, a failure. Then
-    deprecated. Else ready or registered.
+    deprecated. Else ready or registered, with what else there is to know of it.
     """
     if facts.memory in (LOADING, UNLOADING):
         return facts.memory, facts.why
@@ -87,7 +84,7 @@ def state_of(facts: Facts) -> tuple[ModelState, str]:
     ):
         if reason is not None:
             return state, reason
-    return facts.memory, facts.why
+    return facts.memory, "; ".join(filter(None, (facts.why, condition.remark)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,15 @@ class FreeMemory:
         Raises:
             ShoalError: It can not be loaded at all.
         """
+        obstacle = self._no_room(key, device)
+        if obstacle or self._watch is None:
+            return obstacle
+        peak_bytes = self._sizes.predict_peak_bytes(key, device)
+        # Another load may have begun during the look.
+        return await self._watch.shortage(device, peak_bytes) or self._no_room(key, device)
+
+    def _no_room(self, key: ModelKey, device: str) -> str:
+        """What the budget has against it."""
         models, size_bytes = self._pool.counted(device)
         budget = self._pool.budget(device)
         if budget.max_models is not None and models >= budget.max_models:
@@ -49,6 +58,4 @@ class FreeMemory:
                 f"no room on {device}: {needed_bytes} bytes with it, "
                 f"the budget is {budget.max_bytes}"
             )
-        if self._watch is None:
-            return ""
-        return await self._watch.shortage(device, self._sizes.predict_peak_bytes(key, device))
+        return ""

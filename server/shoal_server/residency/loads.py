@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import traceback
-from collections.abc import Awaitable, Callable
-from typing import Generic
+from typing import Generic, Protocol
 
 import structlog
 
@@ -41,12 +40,23 @@ _RETRY_WHEN_REFUSED_S = 2.0
 _MAX_DOUBLINGS = 60
 
 
-Gate = Callable[[str, int], Awaitable[bool]]
-"""Whether a load on a device may begin that takes so many bytes at most; False: when another
-one has ended, perhaps. Raises what it fails with."""
+class Gate(Protocol):
+    """Asked before each load."""
+
+    async def __call__(self, device: str, peak_bytes: int, *, unasked: bool) -> bool:
+        """Whether a load may begin; False: when another one has ended, perhaps.
+
+        Args:
+            device: Where.
+            peak_bytes: What it takes at most.
+            unasked: Whether nobody asks for it: then nothing leaves memory for it.
+
+        Raises:
+            ShoalError: What the load fails with.
+        """
 
 
-async def _let_all_in(device: str, peak_bytes: int) -> bool:
+async def _let_all_in(device: str, peak_bytes: int, *, unasked: bool) -> bool:
     """Where nobody looks at memory."""
     return True
 
@@ -215,9 +225,14 @@ class Loads(Generic[S]):
         """Wait for the gate, and from then on count what loading takes."""
         deadline_s = asyncio.get_running_loop().time() + self._settings.eviction_wait_s
         while True:
-            ended = self._books.coming_ended
-            if await self.gate(resident.device, resident.peak_bytes):
-                break
+            ended, unasked = self._books.coming_ended, resident.unasked
+            try:
+                if await self.gate(resident.device, resident.peak_bytes, unasked=unasked):
+                    break
+            except Overloaded:
+                if unasked and not resident.unasked:
+                    continue  # a request has come for it meanwhile
+                raise
             try:
                 async with asyncio.timeout_at(deadline_s):
                     await ended.wait()
@@ -266,7 +281,7 @@ class Loads(Generic[S]):
         return failure
 
     def _remember(self, key: ModelKey, error: ShoalError) -> None:
-        _release_locals(error)
+        release_locals(error)
         earlier = self._failures.get(key)
         times = earlier.times + 1 if earlier else 1
         backoff_s = min(
@@ -286,8 +301,8 @@ class Loads(Generic[S]):
         return measured if budget is None or predicted > budget else min(measured, budget)
 
 
-def _release_locals(error: BaseException | None) -> None:
-    """With a remembered failure's traceback what was to be loaded would stay in memory."""
+def release_locals(error: BaseException | None) -> None:
+    """With a failure's traceback, what was opened before it would stay in memory."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__context__

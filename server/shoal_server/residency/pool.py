@@ -102,7 +102,7 @@ class SessionPool(PoolView[S]):
     # -- borrowing ---------------------------------------------------------------
 
     def lease_resident(self, key: ModelKey) -> Lease[S] | None:
-        """Borrow `key` if it is ready now; None when that would take waiting."""
+        """Borrow `key` for a request if it is ready now; None when that would take waiting."""
         resident = self._books.residents.get(key)
         if resident is None or resident.state is not State.READY:
             return None
@@ -138,7 +138,7 @@ class SessionPool(PoolView[S]):
             key: What to borrow.
             device: Where to load it, when it must be loaded.
             pinned: Whether it may not be evicted, when it must be loaded.
-            why: For those who are told of its load.
+            why: For those who are told of its load. Only a request counts as a use.
 
         Raises:
             ModelLoadFailed: It can not be loaded, or could not a short while ago.
@@ -154,7 +154,7 @@ class SessionPool(PoolView[S]):
                 pinned = self._pins.get(key, pinned)
                 resident = self._loads.start(key, device, pinned=pinned, why=why)
             if resident.state is State.READY:
-                return self._lend(resident)
+                return self._lend(resident, is_request=why is LoadReason.REQUEST)
             if resident.state is State.LOADING:
                 resident.unasked = False
                 await self._wait_loaded(resident)
@@ -171,13 +171,14 @@ class SessionPool(PoolView[S]):
             resident.waiters -= 1
             self._books.may_leave(resident)  # the caller may have left
 
-    def _lend(self, resident: Resident[S]) -> Lease[S]:
+    def _lend(self, resident: Resident[S], *, is_request: bool = True) -> Lease[S]:
         assert resident.session is not None  # noqa: S101
-        resident.uses += 1
         resident.leases += 1
         resident.unasked = False
         resident.last_used_s = self._clock()
-        self._idle.lent(resident)
+        if is_request:
+            resident.uses += 1
+            self._idle.lent(resident)
         return Lease(resident, resident.session, self._release)
 
     def _release(self, resident: Resident[S]) -> None:
@@ -259,7 +260,14 @@ class SessionPool(PoolView[S]):
         assert resident.loaded is not None  # noqa: S101
         await asyncio.shield(resident.loaded)
 
-    async def replace(self, key: ModelKey, device: str, swapped: Callable[[], None]) -> None:
+    async def replace(
+        self,
+        key: ModelKey,
+        device: str,
+        swapped: Callable[[], None],
+        *,
+        pinned: bool | None = None,
+    ) -> None:
         """Load `key` anew beside its session, and let the new one take that one's place.
 
         Requests are served by the one or the other all the while. Cancelling the caller
@@ -269,6 +277,8 @@ class SessionPool(PoolView[S]):
             key: What is in memory.
             device: Where the new session is loaded.
             swapped: Called in the moment when the new session is the one that is lent.
+            pinned: Whether it may not be evicted from then on, where nobody has said so
+                otherwise; None: as it is by then.
 
         Raises:
             FailedPrecondition: It is not in memory, or is taken out of it meanwhile.
@@ -282,7 +292,12 @@ class SessionPool(PoolView[S]):
             resident = self._books.residents.get(key)
         if resident is None or resident.state is not State.READY:
             raise not_in_memory(key)
-        await self._replacing.replace(resident, device, self._unused, swapped)
+
+        def swap(old: Resident[S], new: Resident[S]) -> None:
+            new.pinned = old.pinned if pinned is None else self._pins.get(key, pinned)
+            swapped()
+
+        await self._replacing.replace(resident, device, self._unused, swap)
 
     def forget_failure(self, key: ModelKey) -> None:
         """Try `key` again at once when it is asked for next."""
@@ -299,7 +314,7 @@ class SessionPool(PoolView[S]):
             if pinned:
                 where = "not in memory" if resident is None else "being unloaded"
                 raise FailedPrecondition(
-                    f"model {key} is {where}; LoadModel with pin loads and pins it",
+                    f"model {key} is {where}; `shoal models load --pin` loads and pins it",
                     metadata={"model": key.name, "version": key.version},
                 )
             return

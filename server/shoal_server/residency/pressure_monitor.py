@@ -118,14 +118,16 @@ class PressureMonitor:
                 log.exception("memory_look_failed")
             await asyncio.sleep(interval_s)
 
-    async def may_load(self, device: str, peak_bytes: int) -> bool:
+    async def may_load(self, device: str, peak_bytes: int, *, unasked: bool = False) -> bool:
         """Whether a load can begin that does not bring memory to the critical threshold.
 
-        Sessions that nobody uses go for it, but only where that is enough.
+        Sessions that nobody uses go for it, but only where that is enough, and not for one
+        that nobody asks for: that finds memory free, or is not loaded.
 
         Args:
             device: Where.
             peak_bytes: What it takes at most.
+            unasked: Whether nobody asks for it.
 
         Returns:
             False: not beside the loads that go on.
@@ -133,6 +135,10 @@ class PressureMonitor:
         Raises:
             Overloaded: It can not, whoever goes.
         """
+        if unasked:
+            if obstacle := await self.shortage(device, peak_bytes):
+                raise Overloaded(obstacle, retry_after_s=_RETRY_S)
+            return True
         while True:
             try:
                 await self._see()
@@ -224,7 +230,8 @@ class PressureMonitor:
     ) -> None:
         reason = None
         if after is PressureLevel.CRITICAL:
-            reason = f"memory of {device} is {use.used:.0%} in use"
+            critical = self._limits.critical
+            reason = f"memory of {device} is {use.used:.0%} in use, critical from {critical:.0%} on"
         self._pool.refuse_loads(device, reason)
         self._pool.memory_is_short(device, after > PressureLevel.NORMAL)
         self._observer.pressure_changed(device, before, after, use.used)

@@ -40,7 +40,7 @@ class Replacing(Generic[S]):
         old: Resident[S],
         device: str,
         done_with: Callable[[Resident[S]], None],
-        swapped: Callable[[], None],
+        swapped: Callable[[Resident[S], Resident[S]], None],
     ) -> None:
         """See `SessionPool.replace`.
 
@@ -48,7 +48,8 @@ class Replacing(Generic[S]):
             old: Ready; it is not evicted meanwhile.
             device: Of the new session.
             done_with: Told that `old` is no longer held.
-            swapped: Called in the moment when the new session is the one that is lent.
+            swapped: Called with the old and the new one, in the moment when the new one is
+                the one that is lent.
         """
         task = self._tasks.start(self._replace(old, device, swapped))
         old.leases += 1
@@ -85,7 +86,12 @@ class Replacing(Generic[S]):
         """Give up all that go on; returns when they have ended."""
         await self._tasks.close()
 
-    async def _replace(self, old: Resident[S], device: str, swapped: Callable[[], None]) -> None:
+    async def _replace(
+        self,
+        old: Resident[S],
+        device: str,
+        swapped: Callable[[Resident[S], Resident[S]], None],
+    ) -> None:
         books = self._books
         began_s = books.clock()
         new: Resident[S] = Resident(
@@ -107,18 +113,19 @@ class Replacing(Generic[S]):
         self._loads.opened(new, session, began_s)
         # From here to the end nothing is awaited: a request gets the one or the other.
         if books.residents.get(old.key) is not old or old.state is not State.READY:
-            self._closing.retire(new, Unloading(UnloadReason.ASKED))
+            self._closing.retire(new, Unloading(UnloadReason.REPLACED))
             raise FailedPrecondition(
                 f"model {old.key} was taken out of memory while it was read again",
                 metadata={"model": old.key.name, "version": old.key.version},
             )
-        new.pinned, new.keep_alive_s, new.uses = old.pinned, old.keep_alive_s, old.uses
+        # As they are now: somebody may have said otherwise while it was opened.
+        new.keep_alive_s, new.uses = old.keep_alive_s, old.uses
         new.unasked, new.held_until_s = old.unasked, old.held_until_s
         books.residents[old.key] = new
         books.beside.remove(new)
         books.beside.append(old)
-        swapped()
-        self._closing.retire(old, Unloading(UnloadReason.ASKED))
+        swapped(old, new)
+        self._closing.retire(old, Unloading(UnloadReason.REPLACED))
         books.counts_changed()
         self._room.evict_excess(new.device, new.key)
         books.fell_idle(new)

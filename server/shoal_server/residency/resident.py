@@ -130,7 +130,7 @@ class Resident(Generic[S]):
     begun: bool = False
     """Whether its load takes memory already."""
     uses: int = 0
-    """Leases given since it was loaded."""
+    """Requests that it was lent to since it was loaded."""
     leases: int = 0
     waiters: int = 0
     """Callers that wait for its load; they get it before it may be evicted."""

@@ -73,6 +73,8 @@ class RoomMaker(Generic[S]):
         books = self._books
         books.overfull.discard(device)
         budget = books.budgets[device].max_bytes
+        if self._goes_itself(device, newcomer):
+            return
         why = Unloading(UnloadReason.EVICTED, newcomer)
         while budget is not None and books.staying_bytes(device) > budget:
             if self._warm.release_next(device, why) is not None:
@@ -89,6 +91,19 @@ class RoomMaker(Generic[S]):
         if closing and plan.room is not Room.BUSY:
             return None
         return deadline_s - self._books.clock()
+
+    def _goes_itself(self, device: str, newcomer: ModelKey | None) -> bool:
+        """Close a newcomer that nobody asks for, where others would have to leave for it."""
+        books = self._books
+        budget = books.budgets[device].max_bytes
+        resident = books.residents.get(newcomer) if newcomer is not None else None
+        if resident is None or not resident.unasked or budget is None:
+            return False
+        is_only = books.staying_bytes(device) == resident.size_bytes
+        if is_only or books.staying_bytes(device) <= budget:
+            return False
+        self._closing.start(resident, Unloading(UnloadReason.EVICTED))
+        return True
 
     def _too_large(self, resident: Resident[S]) -> ShoalError:
         budget = self._books.budgets[resident.device].max_bytes

@@ -19,6 +19,7 @@ from shoal_server.registry.events import (
     ModelProfiled,
     ModelRegistered,
     ModelReloaded,
+    ModelReloadFailed,
     ModelStateChanged,
     ModelUnloaded,
     ModelUpdated,
@@ -51,9 +52,12 @@ EXAMPLES: list[Event] = [
     ModelProfiled(KEY, "cpu", "int8", 30, 12.5, 16, 4096),
     ModelVerified(KEY, ACCURACY),
     ModelReloaded(KEY, "cpu", 0.5),
+    ModelReloadFailed(KEY, "MODEL_FILE_CORRUPT", "bad"),
     ModelUpdated(ModelKey("m", "1"), KEY, ACCURACY),
     ModelUpdateFailed(ModelKey("m", "1"), "2", "worse than when it was prepared"),
-    NameSwitched("prod", SwitchCause.ROLLBACK, (KEY,), (ModelKey("n", "1"),), 0.5, 0.001),
+    NameSwitched(
+        "prod", SwitchCause.ROLLBACK, (KEY,), (ModelKey("n", "1"),), 0.5, 0.001, (2, 1), (1, 3)
+    ),
 ]
 
 

@@ -161,6 +161,7 @@ def test_the_server_lists_who_is_in_memory_and_who_left(memory: Connection) -> N
     assert residents["plain"].residency.uses == 2
     assert residents["default"].residency.pinned
     assert residents["kept"].residency.load_reason == control_pb.LOAD_REASON_ASKED
+    assert residents["kept"].residency.uses == 1
     left = info.departures[0]
     assert (left.model, left.version) == ("fleeting", "1")
     assert left.reason == control_pb.UNLOAD_REASON_KEEP_ALIVE

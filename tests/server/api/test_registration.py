@@ -131,7 +131,7 @@ def test_a_deregistered_model_is_nowhere(books: Register) -> None:
     ):
         refused = refusal(call)
         assert refused.code is grpc.StatusCode.NOT_FOUND
-        assert "RegisterModel" in refused.message
+        assert "shoal models register two" in refused.message
     assert books.embed("red", model="one").vectors
     books.deregister("two")  # idempotent
 
@@ -208,6 +208,23 @@ def test_a_request_that_waits_does_not_load_it_again(books: Register) -> None:
     unload.result()
     assert refusal(waiting.result).code is grpc.StatusCode.NOT_FOUND
     assert books.info().residents == []
+
+
+def test_a_request_that_waits_gets_what_its_alias_means_by_then(books: Register) -> None:
+    """Where that was switched away from a model before it was deregistered."""
+    books.switch("prod", "two@1")
+    running = books.start(SLOW * 2, model="two")
+    books.wait_in_flight(1)
+    unload = books.control.UnloadModel.future(pb.UnloadModelRequest(model="two"), TIMEOUT_S)
+    leaving = [pb.MODEL_STATE_UNLOADING]
+    eventually(lambda: [each.state for each in books.info().residents] == leaving, "it to leave")
+    waiting = books.start("red", model="prod")
+    books.wait_in_flight(2)
+    books.switch("prod", "one@1")
+    books.deregister("two")
+    assert running.result().vectors
+    unload.result()
+    assert waiting.result().model == "one"
 
 
 def test_aliases_are_in_the_way(books: Register, root: Path) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -14,6 +15,7 @@ import pytest
 
 from shoal.v1 import model_control_pb2 as control_pb
 from shoal.v1 import updates_pb2 as pb
+from shoal.v1 import versions_pb2 as versions_pb
 from shoal_server.inference.packed import packed_key
 from shoal_server.registry.manifest import GRAPH_FILE, VERSION_FILE, VersionManifest
 from shoal_server.registry.verification import signature
@@ -130,6 +132,27 @@ def test_what_is_on_the_disk_is_served_and_shown(board: Reloading, model: TinyMo
     )
     prompted = rows(board.embed("red", prompt_name="fresh", model=model.name))[0]
     np.testing.assert_allclose(prompted, other.vector("blue red"), atol=1e-6)
+    assert dict(board.get(model.name).prompts) == {"fresh": "blue "}
+
+
+def test_loading_what_serves_changes_nothing_of_it(board: Reloading, model: TinyModel) -> None:
+    """Nor does a tag or an alias: names go by the manifest that the session was made of."""
+    board.load(model.name)
+    change_manifest(model, prompts={"fresh": "blue "})
+    board.load(model.name)
+    board.control.UpdateTags(
+        versions_pb.UpdateTagsRequest(model=model.name, add=["seen"]), timeout=TIMEOUT_S
+    )
+    targets = [versions_pb.AliasTarget(model=model.name)]
+    request = versions_pb.SwitchModelRequest(alias="by-alias", targets=targets)
+    board.control.SwitchModel(request, timeout=TIMEOUT_S)
+    for name in (model.name, f"{model.name}@1", "by-alias"):
+        refused = refusal(partial(board.embed, TEXT, prompt_name="fresh", model=name))
+        assert refused.fields == ("prompt_name",)
+        assert "fresh" not in board.get(name).prompts
+    board.unload(model.name)
+    board.load(model.name)
+    board.embed(TEXT, prompt_name="fresh", model=model.name)
     assert dict(board.get(model.name).prompts) == {"fresh": "blue "}
 
 

@@ -34,10 +34,11 @@ class Streams:
 
     def __init__(self) -> None:
         self.metrics = Metrics()
+        self.draining = asyncio.Event()
         self.log = EventLog(HISTORY, wall_clock=lambda: 0.0, observer=EventTelemetry(self.metrics))
         options = RpcOptions(max_request_bytes=10_000, log_requests=False, slow_request_s=60)
         rpcs = Rpcs(self.metrics, options, Callers(by_key=False, names={}))
-        handler = EventStreams(self.log, asyncio.Event()).handler(rpcs)
+        handler = EventStreams(self.log, self.draining).handler(rpcs)
         self.server = grpc.aio.server()
         self.server.add_generic_rpc_handlers(
             (
@@ -108,3 +109,18 @@ async def test_a_reader_that_takes_nothing_holds_up_no_other(streams: Streams) -
         assert streams.watchers == 1
         reading.cancel()
         stuck.cancel()
+
+
+async def test_a_stream_that_ends_before_its_first_mark_is_out_has_its_reason(
+    streams: Streams,
+) -> None:
+    """A write that is broken off leaves nothing behind that keeps the call from ending."""
+    streams.draining.set()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{streams.port}") as channel:
+        call = ModelControlServiceStub(channel).WatchEvents(
+            pb.WatchEventsRequest(), timeout=TIMEOUT_S
+        )
+        with pytest.raises(grpc.aio.AioRpcError) as ended:
+            while await call.read() is not grpc.aio.EOF:
+                pass
+    assert ended.value.code() is grpc.StatusCode.UNAVAILABLE

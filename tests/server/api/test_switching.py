@@ -383,7 +383,7 @@ def test_watchers_hear_of_every_change(board: Switchboard) -> None:
     watch = board.control.WatchEvents(request, timeout=TIMEOUT_S)
     assert next(watch).HasField("mark")
     board.switch("prod", "tiny@1")
-    board.switch("prod", "tiny@2=1", "tiny@3=1")
+    board.switch("prod", "tiny@2=9", "tiny@3=1")
     board.roll_back("prod")
     board.pin("tiny", "3")
     board.delete_alias("prod")
@@ -396,6 +396,8 @@ def test_watchers_hear_of_every_change(board: Switchboard) -> None:
         ("tiny", versions_pb.SWITCH_CAUSE_POLICY, [], ["tiny@3"]),
         ("prod", versions_pb.SWITCH_CAUSE_DELETED, ["tiny@1"], []),
     ]
+    weights = [([*each.before_weights], [*each.after_weights]) for each in events]
+    assert weights == [([], []), ([], [9, 1]), ([9, 1], []), ([], []), ([], [])]
 
 
 @dataclass

@@ -115,6 +115,7 @@ def test_a_model_that_does_not_is_marked(board: Verifying, models: dict[str, Tin
     assert accuracy.problem in shown.state_reason
     assert len(board.embed("red", model="bad").vectors) > 0
     keep_vectors(models["bad"])
+    board.unload("bad")
     board.load("bad")
     assert board.accuracy("bad").passed
     assert board.get("bad").state == control_pb.MODEL_STATE_READY

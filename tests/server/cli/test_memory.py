@@ -93,5 +93,5 @@ def test_pinning_what_is_not_there_is_refused_in_one_line(shoal: Shoal, address:
     result = shoal("models", "pin", "one", "--address", address)
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr == (
-        "shoal: model one@1 is not in memory; LoadModel with pin loads and pins it\n"
+        "shoal: model one@1 is not in memory; `shoal models load --pin` loads and pins it\n"
     )

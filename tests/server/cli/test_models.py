@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from typer.testing import CliRunner, Result
 
 from shoal_server.cli.models import models_app
 from tests.server.preparation.authors import write_authors_model
+from tests.server.preparation.fake_hub import FakeHub, FakeRepository, Request
 from tests.server.preparation.fakes import fake_environment
 from tests.server.preparation.graphs import dense_graph
 from tests.tiny_model import add_tiny_variant, make_tiny_model
@@ -112,6 +114,45 @@ def test_an_interrupted_pull_leaves_nothing(
         process.send_signal(number)
         said = process.stderr.read()
     assert process.returncode == status, said
+    assert list(shell.root.iterdir()) == []
+
+
+def test_an_interrupted_download_is_waited_for_by_nobody(shell: Shell, tmp_path: Path) -> None:
+    """The hub is silent in the middle of a file, and the command ends all the same."""
+    source = write_authors_model(tmp_path / "authors")
+    files = {
+        str(path.relative_to(source)): path.read_bytes()
+        for path in source.rglob("*")
+        if path.is_file()
+    }
+    asked, ended = threading.Event(), threading.Event()
+
+    def hold(request: Request) -> None:
+        if "model.onnx" in request.path:
+            asked.set()
+            ended.wait()
+
+    with FakeHub({"org/tiny": FakeRepository({"main": files})}) as hub:
+        hub.on_request = hold
+        with subprocess.Popen(
+            [sys.executable, "-m", "shoal_server", "models", "pull", "org/tiny"],
+            env={
+                **os.environ,
+                **shell.environment,
+                "HF_ENDPOINT": hub.url,
+                "HF_HOME": str(tmp_path / "hf"),
+            },
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            assert asked.wait(60)
+            process.send_signal(signal.SIGINT)
+            try:
+                _, said = process.communicate(timeout=30)
+            finally:
+                ended.set()
+    assert (process.returncode, "Traceback" in said) == (130, False)
+    assert said.endswith("shoal: interrupted\n")
     assert list(shell.root.iterdir()) == []
 
 

@@ -43,7 +43,13 @@ def test_there_and_back(shoal: Shoal, address: str) -> None:
     at = ("--address", address)
     assert shoal("models", "deregister", "small", *at).stdout == "small: deregistered\n"
     assert models(shoal, "find", *at) == ["plain@1"]
+    assert models(shoal, "find", "--deregistered", *at) == ["small@1"]
+    gone = json.loads(shoal("models", "find", "--deregistered", "--json", *at).stdout)
+    assert [(each["state"], each["state_reason"]) for each in gone] == [
+        ("MODEL_STATE_UNSPECIFIED", "deregistered")
+    ]
     assert shoal("models", "register", "small", *at).stdout == "small@1: registered\n"
+    assert models(shoal, "find", "--deregistered", *at) == []
     again = shoal("models", "register", "small", *at).stdout
     assert again == "small@1: known, and as it was\n"
     told = json.loads(shoal("models", "register", "small", "--json", *at).stdout)

@@ -131,6 +131,18 @@ def test_the_table(shoal: Shoal, address: str) -> None:
     assert "cuda:1: its driver does not tell how busy it is" in lines
 
 
+def test_a_young_server(shoal: Shoal, fake: Answering, address: str) -> None:
+    """While the last minute is all that there was, its figures and its span stand there once."""
+    fake.answer.recent.CopyFrom(fake.answer.since_start)
+    lines = shoal("models", "stats", "--address", address).stdout.splitlines()
+    assert cells(lines[1])[:5] == ["tiny@1", "10.0", "h", "90", "6"]
+    assert cells(lines[2])[:3] == ["all", "time", "900"]
+    (titles,) = [each for each in lines if each.startswith("caller")]
+    assert titles.count("tokens, 10.0 h") == 1
+    counts = ["90", "6", "120", "6000", "91", "7", "121", "6001"]
+    assert ["[search]", "tiny", *counts] in [cells(each) for each in lines]
+
+
 def test_one_model(shoal: Shoal, fake: Answering, address: str) -> None:
     """The server is asked for it."""
     assert shoal("models", "stats", "tiny@1", "--address", address).exit_code == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,3 +68,24 @@ def test_as_json(shoal: Shoal, address: str) -> None:
     (reloaded,) = told("reload", "worse")
     assert (reloaded["version"], reloaded["device"]) == ("1", "cpu")
     assert told("update", "worse")["updated"] is False
+
+
+def test_what_is_known_to_be_bad_is_said_in_words(shoal: Shoal, tmp_path: Path) -> None:
+    """By each command that meets it: whether it serves, and what is wrong."""
+    for version in ("1", "2"):
+        keep_vectors(make_tiny_model(tmp_path, version=version))
+    worse = make_tiny_model(tmp_path, version="3")
+    keep_vectors(worse, vectors=-np.stack([worse.vector(text) for text in TEXTS]))
+    with RunningServer(model_dir=tmp_path, default_model="tiny", preload="tiny@1") as server:
+
+        def said(*command: str) -> list[str]:
+            done = shoal("models", *command, "--address", server.address)
+            assert done.exit_code == 0
+            return [line.split(": ")[0] for line in done.stdout.splitlines()]
+
+        passed_over = "tiny@3 is passed over"
+        serves = "tiny@3 serves, though it is known to be bad"
+        assert said("update", "tiny") == ["tiny", passed_over]
+        assert said("pin-version", "tiny", "3") == ["tiny", serves]
+        assert said("unpin-version", "tiny") == ["tiny", passed_over]
+        assert said("switch", "prod", "tiny@3") == ["prod", serves]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.running import RunningServer
-from tests.tiny_model import make_tiny_model
+from tests.tiny_model import add_tiny_variant, make_tiny_model
 
 from .conftest import Shoal
 
@@ -96,7 +97,7 @@ def test_tags_and_deprecations(shoal: Shoal, address: str) -> None:
 def test_finding_models(shoal: Shoal, address: str) -> None:
     """A table for people, JSON for programs, and a word about what is not shown."""
     at = ("--address", address)
-    shoal("models", "tag", "tiny", "prod", *at)
+    shoal("models", "tag", "tiny@3", "prod", *at)
     rows = shoal("models", "find", "--tag", "prod", *at).stdout.splitlines()
     assert [row.split()[0] for row in rows] == ["model", "tiny@3"]
     assert json.loads(shoal("models", "find", "nowhere", "--json", *at).stdout) == []
@@ -110,3 +111,32 @@ def test_a_rescan(shoal: Shoal, address: str) -> None:
     assert shoal("models", "discover", "--address", address).stdout == "nothing new\n"
     told = json.loads(shoal("models", "discover", "--address", address, "--json").stdout)
     assert told == {"added": [], "removed": [], "changed": [], "outdated": []}
+
+
+def test_every_version_is_found_and_shown(shoal: Shoal, tmp_path: Path) -> None:
+    """By what it can do itself, with its own state; * marks what the bare name means."""
+    add_tiny_variant(make_tiny_model(tmp_path, version="1"))
+    make_tiny_model(tmp_path, version="2")
+    with RunningServer(model_dir=tmp_path, default_model="tiny", preload="none") as server:
+        at = ("--address", server.address)
+        shoal("models", "load", "tiny@1", *at)
+        found = shoal("models", "find", "--precision", "int8", *at).stdout.splitlines()
+        assert [row.split()[:2] for row in found[1:]] == [["tiny@1", "ready"]]
+        every = shoal("models", "find", *at).stdout.splitlines()
+        assert [row.split()[:3] for row in every[1:]] == [
+            ["tiny@1", "ready", "cpu"],
+            ["tiny@2", "*", "registered"],
+        ]
+        shown = shoal("models", "show", "tiny", *at).stdout.splitlines()
+        table = shown[shown.index("") + 1 :]
+        assert [row.split()[0] for row in table[1:]] == ["1", "2"]
+        assert ("ready" in table[1], "int8" in table[1]) == (True, True)
+        assert ("*" in table[2].split(), "registered" in table[2]) == (True, True)
+        told = json.loads(shoal("models", "show", "tiny", "--json", *at).stdout)["every_version"]
+        assert [(each["meant_by_name"], each["is_default"]) for each in told] == [
+            (False, False),
+            (True, True),
+        ]
+        one = shoal("models", "show", "tiny@1", *at).stdout
+        assert "variants.int8.served" in one
+        assert "ready" in one

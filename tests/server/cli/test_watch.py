@@ -17,6 +17,7 @@ from google.protobuf import duration_pb2, timestamp_pb2
 
 from shoal.v1 import model_control_pb2 as pb
 from shoal.v1 import profile_pb2 as profile_pb
+from shoal.v1 import versions_pb2 as versions_pb
 from shoal_server.cli.watch import describe
 
 from .conftest import Shoal
@@ -157,6 +158,18 @@ def server() -> Iterator[tuple[Scripted, str]]:
             {"model_profiled": PROFILED},
             "m@1: profiled in int8 on cpu, 30 batches in 12.5 s; "
             "suggested: 16 items, 4096 tokens a batch",
+        ),
+        (
+            {
+                "name_switched": versions_pb.NameSwitched(
+                    name="prod",
+                    cause=versions_pb.SWITCH_CAUSE_SWITCH,
+                    before=["m@1"],
+                    after=["m@1", "m@2"],
+                    after_weights=[95, 5],
+                )
+            },
+            "prod: m@1 → m@1=95 m@2=5 (switch)",
         ),
         ({}, "something that this version of `shoal` does not know"),
     ],

@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -58,11 +58,13 @@ class FakeHub:
     Attributes:
         repositories: Id to repository.
         requests: What was asked for so far.
+        on_request: Called before each answer, which waits for it.
     """
 
     def __init__(self, repositories: Mapping[str, FakeRepository]) -> None:
         self.repositories = repositories
         self.requests: list[Request] = []
+        self.on_request: Callable[[Request], object] = self.requests.append
         hub = self
 
         class Handler(_Handler):
@@ -113,7 +115,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path)
         token = self.headers.get("Authorization", "").removeprefix("Bearer ") or None
-        self.fake.requests.append(Request(self.command, path, token))
+        self.fake.on_request(Request(self.command, path, token))
         match = _API.fullmatch(path) or _FILE.fullmatch(path.removeprefix(_CDN))
         repository = self.fake.repositories.get(match["id"]) if match else None
         if match is None or repository is None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from shoal_server.preparation.errors import SourceNotFound, Unsupported
 from shoal_server.preparation.pull import pull_newer, version_after
-from shoal_server.registry.manifest import MODEL_FILE, ModelManifest
+from shoal_server.registry.manifest import MODEL_FILE, VERSION_FILE, ModelManifest
 from shoal_server.registry.repository import ModelRepository
 from tests.tiny_model import make_tiny_model
 
+from .authors import write_authors_model
+from .fake_hub import FakeHub, FakeRepository
 from .fakes import RecordingProgress, no_environment
 
 
@@ -51,3 +56,33 @@ def test_sources_without_revisions_are_told(tmp_path: Path, source: str) -> None
     (tmp_path / "tiny" / MODEL_FILE).write_text(ModelManifest(source=source).to_toml())
     with pytest.raises(Unsupported):
         newer(tmp_path, "tiny")
+
+
+def test_a_broken_version_does_not_hide_a_newer_revision(tmp_path: Path) -> None:
+    """It is named, and passed over; what comes is prepared after it."""
+    root, commit = tmp_path / "models", "a" * 40
+    for version in ("1", "2"):
+        make_tiny_model(root, version=version)
+    (root / "tiny" / "1" / VERSION_FILE).write_text("no TOML")
+    (root / "tiny" / MODEL_FILE).write_text(ModelManifest(source="org/tiny").to_toml())
+    files = write_authors_model(tmp_path / "authors")
+    content = {
+        str(path.relative_to(files)): path.read_bytes()
+        for path in files.rglob("*")
+        if path.is_file()
+    }
+    there = FakeRepository({"main": content, commit: content}, commits={"main": commit})
+    with FakeHub({"org/tiny": there}) as hub:
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "shoal_server", "models", "pull", "tiny", "--if-newer"),
+                *("--model-dir", str(root), "--export-env", str(tmp_path / "none")),
+            ],
+            env=os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf")},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    assert ModelRepository(root).version_manifest("tiny", "3").source.revision == commit
+    assert "passed over: model tiny@1: " in done.stdout + done.stderr

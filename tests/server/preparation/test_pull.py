@@ -30,6 +30,7 @@ from shoal_server.preparation.publish import hash_files
 from shoal_server.preparation.pull import Order, Pulled, pull
 from shoal_server.preparation.running import TextRunner
 from shoal_server.registry.manifest import ModelManifest
+from shoal_server.registry.reference import read_reference
 from shoal_server.registry.repository import ModelRepository
 
 from .authors import DIMENSIONS, TABLE, WORDS, write_authors_model
@@ -139,6 +140,27 @@ def test_repeated_pull_verifies(repository: ModelRepository, source: Path) -> No
     first = pulled(repository, source)
     again = pulled(repository, source)
     assert again == Pulled(first.key, first.manifest, was_there=True)
+
+
+def test_a_version_without_kept_vectors_gets_them(
+    repository: ModelRepository, source: Path
+) -> None:
+    """One that was prepared before any were kept: what its graph gives, and nothing else."""
+    first = pulled(repository, source)
+    folder = repository.version_folder("tiny", "1")
+    kept = (folder / "reference.npz").read_bytes()
+    (folder / "reference.npz").unlink()
+    files = {name: sha for name, sha in first.manifest.files.items() if name != "reference.npz"}
+    old = first.manifest.model_copy(update={"files": files})
+    (folder / "version.toml").write_text(old.to_toml())
+    again = pulled(repository, source)
+    assert again.was_there
+    assert repository.verify("tiny", "1") == again.manifest
+    assert again.manifest.model_copy(update={"files": files}) == old
+    (folder / "before.npz").write_bytes(kept)
+    before, after = (read_reference(folder / f"{each}.npz") for each in ("before", "reference"))
+    assert before.texts == after.texts
+    np.testing.assert_array_equal(before.vectors, after.vectors)
 
 
 def test_repeated_pull_finds_damage(repository: ModelRepository, source: Path) -> None:

@@ -17,3 +17,10 @@ def test_throughput_is_that_of_the_median() -> None:
     """Items and tokens a second."""
     cell = make_cell(Shape(4, 5), [0.5, 0.1, 9.0], 7)
     assert (cell.items_per_s, cell.tokens_per_s, cell.memory_bytes) == (8.0, 40.0, 7)
+
+
+def test_noise_is_how_far_two_halves_of_the_runs_differ() -> None:
+    """By their fastest; of one run nothing is known of it."""
+    assert make_cell(Shape(1, 1), [2.0, 2.5, 9.0, 3.0], None).noise == 0.25
+    assert make_cell(Shape(1, 1), [1.0, 7.0, 9.0, 1.0], None).noise == 0
+    assert make_cell(Shape(1, 1), [1.0], None).noise == 0

@@ -70,3 +70,16 @@ def test_each_change_is_told_once_it_is_there() -> None:
         (A, SOUND),
     ]
     assert expected == told
+
+
+def test_a_remark_hides_nothing() -> None:
+    """It is shown with what is noted of the version, else of the model."""
+    conditions = Conditions()
+    conditions.remark(A, "look")
+    assert conditions.of(A) == Condition(remark="look")
+    conditions.fault(MODEL, "broken")
+    assert conditions.of(A) == Condition(fault="broken", remark="look")
+    conditions.fault(A, "worse")
+    assert conditions.of(A) == Condition(fault="worse", remark="look")
+    conditions.remark(A, None)
+    assert conditions.of(A) == Condition(fault="worse")

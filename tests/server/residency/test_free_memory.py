@@ -54,6 +54,19 @@ async def test_who_watches_is_asked_with_what_loading_takes() -> None:
     await bench.shut_down()
 
 
+async def test_room_that_is_taken_during_the_look_is_not_free() -> None:
+    """As when former residents come back while a model is to be loaded ahead."""
+    bench = Bench(size_bytes=10)
+
+    class Slow(Watcher):
+        async def shortage(self, device: str, more_bytes: int) -> str:
+            await bench.use(A)
+            return ""
+
+    assert "budget" in await free(bench, Slow()).obstacle(B, CPU)
+    await bench.shut_down()
+
+
 async def test_shortage_of_memory() -> None:
     """Above the threshold with it, or at a level above normal; by a look at that moment."""
     bench = Bench()

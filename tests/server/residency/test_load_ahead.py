@@ -84,13 +84,30 @@ async def test_one_that_was_used_leaves_like_others(bench: Bench) -> None:
     assert bench.ready == {A, C, D}
 
 
-async def test_it_makes_way_for_itself_when_it_is_larger_than_expected(bench: Bench) -> None:
-    """Nobody else leaves for what was measured."""
-    await bench.use(A, B)
-    bench.loader.measured[C] = 20
-    await ahead(bench, C)
+@pytest.mark.parametrize("pinned", [False, True])
+async def test_it_makes_way_for_itself_when_it_is_larger_than_expected(
+    bench: Bench, pinned: bool
+) -> None:
+    """Nobody else leaves for what was measured, not even for one that is pinned once it is there.
+
+    Nor does what stays warm of others.
+    """
+    (await bench.acquire(D, "cuda:0")).release()
+    await bench.pool.release_unused("cuda:0", 0.0, Unloading(UnloadReason.PRESSURE))
     await settle()
-    assert bench.ready == {A, B}
+    await bench.use(A)
+    bench.loader.measured[C] = 20
+    await bench.pool.load_ahead(C, CPU, pinned=pinned, hold_s=HOLD_S, why=LoadReason.PRELOADED)
+    await settle()
+    assert bench.ready == {A}
+    assert [each.key for each in bench.pool.warm()] == [D]
+
+
+async def test_an_operators_load_is_no_use_of_it(bench: Bench) -> None:
+    """But no longer is it the first to leave."""
+    await ahead(bench, A)
+    await bench.pool.load(A, CPU)
+    assert (resident(bench, A).uses, resident(bench, A).unasked) == (0, False)
 
 
 async def test_it_is_held_while_its_request_may_come(bench: Bench) -> None:

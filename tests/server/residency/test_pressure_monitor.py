@@ -10,14 +10,14 @@ import pytest
 
 from shoal_server.core import ModelKey
 from shoal_server.errors import ModelLoadFailed, Overloaded
-from shoal_server.lifecycle import PressureLevel, Unloading, UnloadReason
+from shoal_server.lifecycle import LoadReason, PressureLevel, Unloading, UnloadReason
 from shoal_server.residency.pressure import MemoryUse, PressureLimits
 from shoal_server.residency.pressure_monitor import PressureMonitor
 from shoal_server.residency.probes import Memory
 from tests.server.batching.fakes import settle
 
 from .conftest import MakeBench
-from .fakes import CPU, A, B, Bench, C, D
+from .fakes import CPU, A, B, Bench, C, D, Gate
 
 GPU = "cuda:0"
 NORMAL, ELEVATED, CRITICAL = PressureLevel
@@ -230,7 +230,8 @@ async def test_at_critical_no_model_is_loaded(make_bench: MakeBench) -> None:
     """The caller is told so, and when to come back; it is no failure of the model."""
     machine = Machine(make_bench(), others=96)
     await machine.look()
-    with pytest.raises(Overloaded, match="memory of cpu is 96% in use") as raised:
+    told = "memory of cpu is 96% in use, critical from 95% on"
+    with pytest.raises(Overloaded, match=told) as raised:
         await machine.bench.acquire(A)
     assert raised.value.retry_after_s > 0
     assert machine.bench.loader.loads == []
@@ -290,6 +291,47 @@ async def test_a_load_that_would_be_too_much_whoever_goes_is_refused(
     assert machine.gone == []
     assert machine.bench.counted == (2, 20)
     assert machine.bench.pool.failure(C) is None
+
+
+async def test_nobody_makes_room_for_what_nobody_asks_for(make_bench: MakeBench) -> None:
+    """Where a request's load would have others go: free memory is below the threshold."""
+    machine = Machine(make_bench(), others=65)
+    bench = machine.bench
+    bench.pool.guard_loads(machine.monitor.may_load)
+    await bench.use(A)
+    with pytest.raises(Overloaded, match="would be 90% in use"):
+        await bench.pool.load_ahead(C, CPU, hold_s=60.0, why=LoadReason.PRELOADED)
+    assert machine.gone == []
+    assert bench.ready == {A}
+    machine.others = 40
+    await bench.pool.load_ahead(C, CPU, hold_s=60.0, why=LoadReason.PRELOADED)
+    assert bench.ready == {A, C}
+
+
+async def test_a_request_while_memory_is_looked_at_makes_it_its_own(
+    make_bench: MakeBench,
+) -> None:
+    """Then others go for it, and who asked is not told that nobody had asked."""
+    machine = Machine(make_bench(), others=70)
+    bench = machine.bench
+    looking = Gate()
+    looking.close()
+
+    async def look_slowly(device: str, peak_bytes: int, *, unasked: bool) -> bool:
+        if unasked:
+            await looking.passed()
+        return await machine.monitor.may_load(device, peak_bytes, unasked=unasked)
+
+    await bench.use(A)
+    bench.pool.guard_loads(look_slowly)
+    load = bench.pool.load_ahead(C, CPU, hold_s=60.0, why=LoadReason.PRELOADED)
+    ahead = asyncio.create_task(load)
+    await asyncio.wait_for(looking.reached.wait(), 5)
+    caller = await bench.waiting(C)
+    looking.open()
+    (await asyncio.wait_for(caller, 5)).release()
+    await ahead
+    assert machine.gone == [(A, UnloadReason.PRESSURE)]
 
 
 async def test_loads_at_once_do_not_count_on_the_same_memory(make_bench: MakeBench) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -244,6 +245,14 @@ def test_stalls_are_those_of_the_own_cgroup(machine: Machine) -> None:
     assert machine.stalled() == pytest.approx(0.12)
     machine.write("cgroup/shoal.slice/memory.pressure", PRESSURE.format("3.50"))
     assert machine.stalled() == pytest.approx(0.035)
+
+
+@pytest.mark.skipif(not Path("/proc/pressure/memory").exists(), reason="the kernel has no PSI")
+def test_the_kernels_own_file_is_understood(machine: Machine) -> None:
+    """What it writes, but for the number, which is zero where memory is plenty."""
+    told = Path("/proc/pressure/memory").read_text(encoding="ascii")
+    machine.write("proc/pressure/memory", re.sub(r"avg10=[0-9.]+", "avg10=12.34", told, count=1))
+    assert machine.stalled() == pytest.approx(0.1234)
 
 
 @pytest.mark.parametrize("garbage", ["", "some", "some avg10=", "some avg10=x", "some 1.0", "\xb2"])

@@ -150,6 +150,38 @@ async def test_what_was_asked_of_the_old_session_holds_for_the_new_one(
     assert (after.pinned, after.keep_alive_s, after.uses) == (True, 7.0, before.uses)
 
 
+@pytest.mark.parametrize("pinned", [True, False])
+async def test_what_is_said_while_it_is_opened_holds(make_bench: MakeBench, pinned: bool) -> None:
+    """Of pin and keep-alive the last word counts, not the one when the replacing began."""
+    bench = make_bench()
+    await bench.use(A)
+    bench.pool.pin(A, not pinned)
+    bench.loader.load_gates[A].close()
+    task = await replacing(bench, A)
+    bench.pool.pin(A, pinned)
+    with await bench.acquire(A) as lease:
+        lease.keep_alive(7.0)
+    bench.loader.load_gates[A].open()
+    await task
+    after = bench.pool.get(A)
+    assert after is not None
+    assert (after.pinned, after.keep_alive_s) == (pinned, 7.0)
+
+
+@pytest.mark.parametrize(("said", "expected"), [(None, True), (False, False)])
+async def test_a_pin_of_the_new_manifest_holds_unless_somebody_said_otherwise(
+    said: bool | None, expected: bool
+) -> None:
+    """What an operator said outlasts the manifest."""
+    bench = Bench(pins={} if said is None else {A: said})
+    await bench.use(A)
+    await bench.pool.replace(A, CPU, lambda: None, pinned=True)
+    after = bench.pool.get(A)
+    assert after is not None
+    assert after.pinned is expected
+    await bench.shut_down()
+
+
 async def test_an_unload_meanwhile_wins(make_bench: MakeBench) -> None:
     """Who wants the model out of memory gets that, and no session is left over."""
     bench = make_bench()

@@ -281,11 +281,11 @@ async def test_a_load_that_can_be_tried_again_finds_it_warm(make_bench: MakeBenc
     assert (warm(bench), released(bench)) == ([], [(A, "no good")])
 
 
-async def refuse(device: str, peak_bytes: int) -> bool:
+async def refuse(device: str, peak_bytes: int, *, unasked: bool) -> bool:
     raise Overloaded("not now", retry_after_s=1.0)
 
 
-async def admit(device: str, peak_bytes: int) -> bool:
+async def admit(device: str, peak_bytes: int, *, unasked: bool) -> bool:
     return True
 
 
@@ -318,7 +318,7 @@ async def test_a_load_waits_for_what_is_being_filled(make_bench: MakeBench) -> N
     """Where memory is tight it begins when that is done, like after another load."""
     bench = make_bench()
 
-    async def nothing_else_comes_in(device: str, peak_bytes: int) -> bool:
+    async def nothing_else_comes_in(device: str, peak_bytes: int, *, unasked: bool) -> bool:
         return bench.pool.loading_bytes(CPU) == 0
 
     bench.loader.fill_gates[A].close()

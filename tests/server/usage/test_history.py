@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from shoal_server.usage import history as module
 from shoal_server.usage.history import (
+    BELIEVED_AFTER,
     DECAY,
     HOURS_PER_WEEK,
     Pattern,
@@ -130,6 +131,51 @@ def test_a_record_keeps_a_pattern(offsets: list[int]) -> None:
     assert (again.first, again.last) == (pattern.first, pattern.last)
     for hour in range(hours[-1], hours[-1] + HOURS_PER_WEEK):
         assert again.before(hour) == pytest.approx(pattern.before(hour), abs=2e-3)
+
+
+class Served:
+    """A history whose model was asked for ten times at nine on each of four Mondays."""
+
+    def __init__(self) -> None:
+        self.clock = Clock(0.0)
+        self.history = UsageHistory(self.clock)
+        self.history.restore({"a": asked_weekly(4, 10)})
+
+    def ask(self, name: str, hour: int, times: int = 1) -> None:
+        self.clock.now_s = hour * 3600.0
+        for _ in range(times):
+            self.history.asked(name)
+
+    def expected(self, hour: int) -> tuple[float, float, float]:
+        return self.history.patterns["a"].before(hour)
+
+
+@pytest.mark.parametrize("ahead_weeks", [1, 10, 5000])
+def test_a_clock_that_was_weeks_ahead_leaves_no_trace(ahead_weeks: int) -> None:
+    """At once the past is what it was; hours later counting goes on as if nothing had been."""
+    served, now = Served(), MONDAY_NINE + HOURS_PER_WEEK
+    before = served.expected(now)
+    served.ask("a", now + ahead_weeks * HOURS_PER_WEEK, 1000)
+    served.ask("b", now + ahead_weeks * HOURS_PER_WEEK)
+    assert served.expected(now) == pytest.approx(before)
+    served.ask("a", now - BELIEVED_AFTER)
+    served.ask("a", now, 10)
+    assert set(served.history.patterns) == {"a"}
+    undisturbed = asked_weekly(5, 10, last=now).before(now + HOURS_PER_WEEK)
+    assert served.expected(now + HOURS_PER_WEEK) == pytest.approx(undisturbed)
+
+
+@pytest.mark.parametrize("wrong_hour", [0, MONDAY_NINE - 3 * HOURS_PER_WEEK])
+def test_a_clock_that_was_weeks_behind_leaves_no_trace(wrong_hour: int) -> None:
+    """Such as 1970, where a machine without a battery begins."""
+    served, now = Served(), MONDAY_NINE + HOURS_PER_WEEK
+    before = served.expected(now)
+    served.ask("a", wrong_hour, 1000)
+    served.ask("b", wrong_hour + 1)
+    served.ask("a", now)
+    assert served.expected(now) == pytest.approx(before)
+    assert served.history.patterns["a"].first == MONDAY_NINE - 3 * HOURS_PER_WEEK
+    assert set(served.history.patterns) == {"a"}
 
 
 def test_names_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
