@@ -59,7 +59,8 @@ def suggest(
         return NoSuggestion("no batch that was measured fits into memory")
     lengths = sorted({cell.shape.length for cell in fitting})
     choices = [_choose([c for c in fitting if c.shape.length == length]) for length in lengths]
-    clear = [choice for choice in choices if choice.best.noise <= MOST_NOISE]
+    # Of texts that run alone there is nothing to compare.
+    clear = [choice for choice in choices if alone or choice.best.noise <= MOST_NOISE]
     if not clear:
         return NoSuggestion(
             "the runs of every best batch differ more than batches do (noise above "

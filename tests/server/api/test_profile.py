@@ -91,8 +91,10 @@ def test_what_is_told_of_a_batch_goes_together(profiler: ProfileConnection) -> N
         assert cell.HasField("memory_bytes")
     held_s, took_s = (each.ToNanoseconds() / 1e9 for each in (profile.running, profile.duration))
     assert 0 < held_s <= 0.1 * took_s
-    assert profile.suggestion.max_batch_items in (1, 4)
-    assert profile.suggestion.max_batch_tokens in (2, 8, 32)
+    # Runs of microseconds may be nothing but noise; then it says so.
+    assert profile.HasField("suggestion") is not bool(profile.no_suggestion)
+    assert profile.suggestion.max_batch_items in (0, 1, 4)
+    assert profile.suggestion.max_batch_tokens in (0, 2, 8, 32)
 
 
 def test_the_usual_sweep_is_made_of_the_limits(profiler: ProfileConnection) -> None:

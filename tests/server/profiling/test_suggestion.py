@@ -142,7 +142,7 @@ def test_it_says_where_larger_batches_might_be_better() -> None:
 
 
 def test_texts_that_run_alone() -> None:
-    """There is nothing to choose, and it says why."""
-    found = suggest([cell(1, 10, 50)], slots=1, room_bytes=None, alone=True)
+    """There is nothing to choose, whatever the noise, and it says why."""
+    found = suggest([noisy(1, 50, 3.0)], slots=1, room_bytes=None, alone=True)
     assert isinstance(found, Suggestion)
     assert any("alone" in reason for reason in found.reasons)
