@@ -14,8 +14,9 @@ from prometheus_client.metrics_core import Metric
 from scripts.document_settings import PAGE, updated
 from shoal_client.events import EVENT_KINDS
 from shoal_server.cli.main import make_app
-from shoal_server.settings import ENV_PREFIX, Settings, load_settings
-from shoal_server.telemetry import Metrics
+from shoal_server.settings import ENV_PREFIX, Settings
+from shoal_server.settings_sources import load_settings
+from shoal_server.telemetry.metrics import Metrics
 
 ROOT = PAGE.parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])

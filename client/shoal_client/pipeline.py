@@ -13,6 +13,7 @@ import grpc
 
 from shoal.v1.embed_pb2 import EmbedRequest, EmbedStreamRequest, EmbedStreamResponse
 from shoal_client.errors import DeadlineExceededError, InternalError, UnavailableError, from_status
+from shoal_client.ranges import UINT32_MAX
 from shoal_client.results import Embeddings, decode
 from shoal_client.retry import Attempts, Deadline, RetryPolicy
 
@@ -183,5 +184,6 @@ class Pipeline:
 
 
 def _limit_time(message: EmbedStreamRequest, timeout_s: float) -> None:
-    if timeout_s != math.inf:
-        message.timeout_ms = max(1, round(timeout_s * 1000))
+    timeout_ms = timeout_s * 1000
+    if timeout_ms <= UINT32_MAX:  # else the server has no limit to keep, for 49 days
+        message.timeout_ms = max(1, round(timeout_ms))

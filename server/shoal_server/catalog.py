@@ -28,8 +28,9 @@ from shoal_server.registry.index import ModelFiles, RepositoryIndex, read_files
 from shoal_server.registry.labels import Deprecation
 from shoal_server.registry.manifest import ModelManifest, VersionManifest
 from shoal_server.registry.memory_pins import MemoryPins
-from shoal_server.registry.registry import ModelVersion, Registry
-from shoal_server.registry.scopes import Scope, read_deregistered, read_other_versions
+from shoal_server.registry.prepared import ModelVersion
+from shoal_server.registry.registry import Registry
+from shoal_server.registry.scopes import OtherVersions, Scope, read_deregistered
 from shoal_server.registry.variants import Chosen
 from shoal_server.residency.model_states import ModelStates
 from shoal_server.residency.pool import SessionPool
@@ -138,6 +139,7 @@ class Catalog:
         self._outcomes = {} if outcomes is None else outcomes
         self.index = RepositoryIndex(registry)
         """What the disk says; who changes what there is tells it."""
+        self._others = OtherVersions(registry.prepared)
 
     async def listed(self, scope: Scope = Scope.NAMES) -> list[ListedModel]:
         """Every model of the repository, ready to be chosen among."""
@@ -145,13 +147,13 @@ class Catalog:
         if scope is Scope.DEREGISTERED:
             refs = [ModelRef(name) for name in sorted(registry.deregistered)]
             known = [(ref, registry.pinned(ref), registry.found_of(ref.name)) for ref in refs]
-            read = await asyncio.to_thread(read_deregistered, registry, known)
+            read = await asyncio.to_thread(read_deregistered, registry.prepared, known)
             return [ListedModel(self, name, files, False) for name, files in read]
         found = await self.index.look()
         listed = [ListedModel(self, name, files) for name, files in found.models.items()]
         if scope is Scope.EVERY_VERSION:
-            others = await asyncio.to_thread(read_other_versions, registry, found.models)
-            listed += [ListedModel(self, name, files, False) for name, files in others]
+            others = await self._others.look(found.models)
+            listed += [ListedModel(self, k.name, v.files, False) for k, v in others.items()]
         return listed
 
     async def discover(self) -> Discovery:
@@ -164,7 +166,7 @@ class Catalog:
         outdated = []
         # Also names that were asked for before the first look.
         for name in sorted({*now, *removed}):
-            meant = self._registry.bare(name)
+            meant = self._registry.meanings.bare(name)
             if meant is None or (name in now and now[name].key == meant.key):
                 continue
             if self._pool.get(meant.key) is not None:
@@ -185,7 +187,7 @@ class Catalog:
             now = found.get(name) if is_meant else files
             if now is None:
                 continue
-            known = self._registry.bare(name) if is_meant else self._known(now.key)
+            known = self._registry.meanings.bare(name) if is_meant else self._known(now.key)
             described.append(self._describe_files(ModelRef(name), now, known, is_meant=is_meant))
         return described
 
@@ -207,7 +209,7 @@ class Catalog:
 
     def tags(self, name: str, files: ModelFiles) -> tuple[str, ...]:
         """Of a model and of the version that its name means."""
-        return self._registry.tags_of(files.key or ModelKey(name, ""))
+        return self._registry.labelled.tags_of(files.key or ModelKey(name, ""))
 
     async def get(self, text: str) -> ModelDescription:
         """One model, by `name`, `name@version`, alias or nothing (the default).
@@ -249,10 +251,11 @@ class Catalog:
             ShoalError: It can not be loaded; says why.
         """
         targets = self._registry.targets(text)
+        before = self._registry.meanings.bare(text or self._registry.default_model)
         versions = [await self._registry.look_up(target.ref) for target in targets]
         for version in versions:
             await self._load(version, device, pin, why)
-        self._registry.renew(text, targets, versions)
+        self._registry.renew(text, targets, versions, before)
         return versions[0].key
 
     async def _load(
@@ -321,19 +324,20 @@ class Catalog:
 
     async def _describe(self, ref: ModelRef) -> ModelDescription:
         self._registry.check_registered(ref.name)
-        known = self._registry.known(str(ref))
+        known = self._registry.meanings.known(str(ref))
         # What is served now is the truth, even where the disk has moved on.
         key = known.key if known else None
         registry = self._registry
+        found = registry.found_of(ref.name)
         files = await asyncio.to_thread(
-            read_files, registry, ref, registry.pinned(ref), key, registry.found_of(ref.name)
+            read_files, registry.prepared, ref, registry.pinned(ref), key, found
         )
         is_meant = ref.version is None or await self._is_meant(ref)
         return self._describe_files(ref, files, known, is_meant=is_meant)
 
     async def _is_meant(self, ref: ModelRef) -> bool:
         """Whether a model's bare name means this version, as it would if it were asked for."""
-        meant = self._registry.bare(ref.name)
+        meant = self._registry.meanings.bare(ref.name)
         if meant is not None:
             return meant.key.version == ref.version
         try:
@@ -343,7 +347,7 @@ class Catalog:
             return False
 
     def _known(self, key: ModelKey | None) -> ModelVersion | None:
-        return self._registry.known(str(key)) if key else None
+        return self._registry.meanings.known(str(key)) if key else None
 
     def _describe_files(
         self, ref: ModelRef, files: ModelFiles, known: ModelVersion | None, *, is_meant: bool
@@ -370,8 +374,8 @@ class Catalog:
             resident=resident,
             served_as=tuple(self._registry.names_of(files.key)) if files.key else (),
             pinned_version=self._registry.pins.get(ref.name, ""),
-            tags=self._registry.tags_of(files.key or ModelKey(ref.name, "")),
-            deprecation=self._registry.deprecation_of(files.key or ModelKey(ref.name, "")),
+            tags=self._registry.labelled.tags_of(files.key or ModelKey(ref.name, "")),
+            deprecation=self._registry.labelled.deprecation_of(files.key or ModelKey(ref.name, "")),
             idle_left_s=self._pool.idle_left_s(resident) if resident else None,
             accuracy=self._outcomes.get(files.key) if files.key else None,
             departure=self._pool.departure(files.key) if files.key else None,

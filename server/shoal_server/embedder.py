@@ -28,15 +28,18 @@ import numpy as np
 
 from shoal_server.batching.admission import Admission
 from shoal_server.batching.submission import SubmissionTimings
-from shoal_server.core import Priority, VectorEncoding
+from shoal_server.core import VectorEncoding
 from shoal_server.deadlines import has_passed
-from shoal_server.errors import (
-    DeadlineExceeded,
-    InvalidInput,
-    ModelLoadFailed,
-    ModelNotFound,
-    ShoalError,
+from shoal_server.embed_request import (
+    EmbedRequest,
+    RequestLimits,
+    check_against_model,
+    check_size,
+    estimated_tokens,
+    must_normalize,
+    prompt_of,
 )
+from shoal_server.errors import DeadlineExceeded, ModelLoadFailed, ModelNotFound, ShoalError
 from shoal_server.inference.backend import Row
 from shoal_server.inference.output import EncodedRows, encode_rows, shape_rows
 from shoal_server.inference.tokenizer import Encoding, TextTokenizer
@@ -44,44 +47,17 @@ from shoal_server.loading import LoadedModel
 from shoal_server.placement import Placement
 from shoal_server.rate_limits import RateLimits
 from shoal_server.registry.deprecations import DeprecationWarnings
-from shoal_server.registry.manifest import VersionManifest
-from shoal_server.registry.registry import ModelVersion, Registry
+from shoal_server.registry.prepared import ModelVersion
+from shoal_server.registry.registry import Registry
 from shoal_server.residency.pool import SessionPool
 from shoal_server.residency.resident import Lease
 from shoal_server.statistics.statistics import Statistics
-from shoal_server.telemetry import Metrics
+from shoal_server.telemetry.metrics import Metrics
 from shoal_server.usage.history import UsageHistory
 
 T = TypeVar("T")
 
 _TOO_LATE = "the deadline passed before the answer was there"
-
-
-@dataclass(frozen=True, slots=True)
-class EmbedRequest:
-    """What one caller wants embedded. Exactly one of `texts` and `tokens` is set."""
-
-    model: str
-    """Name, `name@version`, or empty for the default."""
-    size_bytes: int
-    """Of the request on the wire, for admission."""
-    texts: Sequence[str] = ()
-    tokens: Sequence[Sequence[int]] = ()
-    normalize: bool | None = None
-    """None: as the model's authors define the vector."""
-    dimensions: int | None = None
-    encoding: VectorEncoding = VectorEncoding.FLOAT32
-    truncate: bool = True
-    prompt_name: str = ""
-    priority: Priority = Priority.NORMAL
-    keep_alive_s: float | None = None
-    """How long the model stays in memory after its last use; negative: for ever; None: as it is."""
-    deadline_s: float | None = None
-    """On the monotonic clock."""
-    routing_key: str = ""
-    """Keeps who sends it with one of the versions that share an alias's traffic."""
-    caller: str = ""
-    """Whose request it is, for usage and rate limits."""
 
 
 @dataclass(slots=True)
@@ -116,16 +92,6 @@ class TokenizeResult:
     version: ModelVersion
     encodings: list[Encoding]
     strings: list[list[str]] | None
-
-
-@dataclass(frozen=True, slots=True)
-class RequestLimits:
-    """What one request may be; the names are those of the settings."""
-
-    max_texts_per_request: int
-    max_text_bytes: int
-    max_request_bytes: int
-    inline_tokenize_bytes: int
 
 
 class Embedder:
@@ -167,7 +133,7 @@ class Embedder:
         began_s = time.monotonic()
         version: ModelVersion | None = None
         try:
-            self._check_size(request)
+            check_size(request, self._limits)
             version = await self._resolve(request)
             if version.deprecation is not None:
                 self._deprecations.used(version, request.caller)
@@ -196,7 +162,7 @@ class Embedder:
         return result
 
     async def _embed(self, request: EmbedRequest, version: ModelVersion) -> EmbedResult:
-        _check_against_model(request, version.manifest)
+        check_against_model(request, version.manifest)
         timings = RequestTimings()
         items = len(request.texts) or len(request.tokens)
 
@@ -213,14 +179,14 @@ class Embedder:
             timings.items = submission.timings
             return encodings, tokens, await submission.rows()
 
-        with self._rate_limits.admit(request.caller, _estimated_tokens(request, version)) as charge:
+        with self._rate_limits.admit(request.caller, estimated_tokens(request, version)) as charge:
             encodings, tokens, rows = await self._with_model(request, version, items, timings, run)
         self._observe(version, timings, items, tokens)
         shaped = shape_rows(
             # One text is the common case, and needs no copy.
             rows[0][None] if len(rows) == 1 else np.stack(rows),
             dimensions=request.dimensions,
-            normalize=_must_normalize(request, version),
+            normalize=must_normalize(request, version),
         )
         return EmbedResult(
             version=version,
@@ -239,11 +205,11 @@ class Embedder:
         Raises:
             ShoalError: What went wrong, for the caller.
         """
-        self._check_size(request)
+        check_size(request, self._limits)
         version = await self._resolve(request)
         if version.deprecation is not None:
             self._deprecations.used(version, request.caller)
-        _check_against_model(request, version.manifest)
+        check_against_model(request, version.manifest)
         timings = RequestTimings()
 
         async def run(model: LoadedModel) -> TokenizeResult:
@@ -259,8 +225,9 @@ class Embedder:
 
     async def _resolve(self, request: EmbedRequest) -> ModelVersion:
         name, key = request.model, request.routing_key
-        version = self._registry.known(name, key) or await self._registry.resolve(name, key)
-        self._history.asked(name or self._registry.default_model)
+        registry = self._registry
+        version = registry.meanings.known(name, key) or await registry.resolve(name, key)
+        self._history.asked(name or registry.default_model)
         return version
 
     async def _with_model(
@@ -300,21 +267,6 @@ class Embedder:
         finally:
             lease.release()
 
-    def _check_size(self, request: EmbedRequest) -> None:
-        limits = self._limits
-        field, inputs = ("tokens", request.tokens) if request.tokens else ("texts", request.texts)
-        if not inputs:
-            raise InvalidInput(field, "at least one is needed, there is none")
-        _within(field, len(inputs), "max_texts_per_request", limits.max_texts_per_request, "inputs")
-        _within(field, request.size_bytes, "max_request_bytes",
-                limits.max_request_bytes, "bytes")  # fmt: skip
-        if request.size_bytes > limits.max_text_bytes:
-            for index, text in enumerate(request.texts):
-                size_bytes = len(text.encode())
-                _within(
-                    f"texts[{index}]", size_bytes, "max_text_bytes", limits.max_text_bytes, "bytes"
-                )
-
     async def _load(self, version: ModelVersion, timings: RequestTimings) -> Lease[LoadedModel]:
         began_s = time.monotonic()
         remembered = self._pool.failure(version.key)
@@ -338,7 +290,7 @@ class Embedder:
         if request.tokens:
             return [Encoding(ids) for ids in request.tokens]
         began_s = time.monotonic()
-        prompt = _prompt(request.prompt_name, model.version.manifest)
+        prompt = prompt_of(request.prompt_name, model.version.manifest)
         if self._is_small(request, prompt):
             encodings = model.tokenizer.encode(
                 request.texts, prompt=prompt, truncate=request.truncate
@@ -377,12 +329,6 @@ class Embedder:
             metrics.queue_seconds.labels(name).observe(timings.items.queue_s)
 
 
-def _estimated_tokens(request: EmbedRequest, version: ModelVersion) -> int:
-    """About what tokenizing will give: English has some four bytes a token."""
-    items = len(request.texts) or len(request.tokens)
-    return min(request.size_bytes // 4 + items, items * version.manifest.max_tokens)
-
-
 def _reason(error: BaseException, request: EmbedRequest, began_s: float) -> str:
     """What a failure is counted as."""
     if isinstance(error, ShoalError):
@@ -397,69 +343,3 @@ def _encode_in_thread(
     tokenizer: TextTokenizer, request: EmbedRequest, prompt: str
 ) -> list[Encoding]:
     return tokenizer.encode(request.texts, prompt=prompt, truncate=request.truncate)
-
-
-def _within(field: str, value: int, limit_name: str, limit: int, unit: str) -> None:
-    if value > limit:
-        raise InvalidInput(
-            field,
-            f"{value} {unit}, {limit_name} is {limit}",
-            metadata={"limit": limit_name, "limit_value": limit, "value": value},
-        )
-
-
-def _check_against_model(request: EmbedRequest, manifest: VersionManifest) -> None:
-    if request.dimensions is not None and not 1 <= request.dimensions <= manifest.dimensions:
-        raise InvalidInput(
-            "dimensions",
-            f"{request.dimensions} is not in [1, {manifest.dimensions}], the model's dimensions",
-            metadata={"limit": manifest.dimensions, "value": request.dimensions},
-        )
-    if request.tokens:
-        _check_tokens(request, manifest)
-    else:
-        _prompt(request.prompt_name, manifest)
-
-
-def _check_tokens(request: EmbedRequest, manifest: VersionManifest) -> None:
-    if request.prompt_name:
-        raise InvalidInput("prompt_name", "prompts go with texts; these are tokens")
-    for index, ids in enumerate(request.tokens):
-        field = f"tokens[{index}]"
-        if not ids:
-            raise InvalidInput(field, "holds no ids; at least one is needed")
-        if len(ids) > manifest.max_tokens:
-            raise InvalidInput(
-                field,
-                f"{len(ids)} tokens, the model takes {manifest.max_tokens}",
-                metadata={"limit": manifest.max_tokens, "value": len(ids)},
-            )
-        if max(ids) >= manifest.vocabulary_size:
-            raise InvalidInput(
-                field,
-                f"id {max(ids)} is not in [0, {manifest.vocabulary_size}), the vocabulary",
-                metadata={"limit": manifest.vocabulary_size, "value": max(ids)},
-            )
-
-
-def _prompt(name: str, manifest: VersionManifest) -> str:
-    name = name or manifest.default_prompt_name or ""
-    if not name:
-        return ""
-    if name not in manifest.prompts:
-        known = ", ".join(sorted(manifest.prompts)) or "none"
-        raise InvalidInput("prompt_name", f"the model has no prompt {name[:64]!r}; it has: {known}")
-    return manifest.prompts[name]
-
-
-def _must_normalize(request: EmbedRequest, version: ModelVersion) -> bool:
-    """Whether rows need normalising after the run.
-
-    The graph already gives unit length where the model's authors want it; a slice
-    loses it, and a model without it gets it only when asked.
-    """
-    if request.normalize is None:
-        return version.manifest.normalized and request.dimensions is not None
-    if request.normalize and version.manifest.normalized:
-        return request.dimensions is not None
-    return request.normalize

@@ -7,7 +7,8 @@
     │   ├── NothingToCompare    no vectors are kept with the version
     │   ├── UpdateFailed        a newer version could not be gone over to, this time
     │   └── ModelLoadFailed     its files, its device or the runtime refused
-    │       ├── ModelFileCorrupt    a prepared file is not what was prepared
+    │       ├── ModelUnusable       for what its files are: another try ends the same
+    │       │   └── ModelFileCorrupt    a prepared file is not what was prepared
     │       └── AllocationFailed    there was not enough memory after all
     ├── Overloaded              no room now; says when to come back
     │   └── RateLimited             the caller asked for more than it may
@@ -105,7 +106,11 @@ class ModelLoadFailed(FailedPrecondition):
         self.retry_after_s = retry_after_s
 
 
-class ModelFileCorrupt(ModelLoadFailed):
+class ModelUnusable(ModelLoadFailed):
+    """What is wrong lies in the version's own files: another try fails, too."""
+
+
+class ModelFileCorrupt(ModelUnusable):
     """A prepared file is missing or differs from its SHA-256 in the manifest."""
 
     reason = "MODEL_FILE_CORRUPT"

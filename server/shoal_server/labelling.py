@@ -77,13 +77,13 @@ class Labeller:
         ref = ModelRef.parse(text)
         await self._registry.check_exists(ref)
         async with self._turn:
-            labels = change(self._registry.labels_of(ref))
+            labels = change(self._registry.labelled.of(ref))
             await self._tasks.finish(self._commit(ref, labels))
             return labels
 
     async def _commit(self, ref: ModelRef, labels: Labels) -> None:
         await self._store.write(labels_change(str(ref), labels))
-        if labels.deprecation == self._registry.labels_of(ref).deprecation:
+        if labels.deprecation == self._registry.labelled.of(ref).deprecation:
             self._registry.label(ref, labels)
             return
         if not self._registry.versions_known(ref.name):

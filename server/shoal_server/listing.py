@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from shoal_server.catalog import ListedModel
-from shoal_server.core import ModelKind
+from shoal_server.core import ModelKind, is_name
 from shoal_server.errors import InvalidInput
 from shoal_server.lifecycle import ModelState
 from shoal_server.registry.capabilities import Capabilities, InputType
@@ -225,6 +225,7 @@ def _read_token(token: str, query: Query) -> _Place:
         (scope, order, descending) != (query.scope.value, query.order.value, query.descending)
         or not isinstance(name, str)
         or not isinstance(version, str)
+        or not (version == "" or is_name(version))
         or (not is_number if wants_number else not isinstance(key, str))
     ):
         raise InvalidInput("page_token", "is of another list than this request asks for")

@@ -7,11 +7,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from shoal_server.errors import AllocationFailed, InferenceFailed, ModelLoadFailed
+from shoal_server.errors import (
+    AllocationFailed,
+    InferenceFailed,
+    ModelLoadFailed,
+    ModelUnusable,
+)
+from shoal_server.inference.onnx_session import kind_of_failure
 from shoal_server.inference.packing import save_packed
 from shoal_server.inference.tokenizer import TextTokenizer
 from shoal_server.registry.manifest import TOKENIZER_FILE
-from shoal_server.registry.registry import ModelVersion
+from shoal_server.registry.prepared import ModelVersion
 from shoal_server.registry.verification import Verification
 
 # A session on the CPU takes its weights, a part of them again in packed form, and
@@ -58,7 +64,8 @@ def explained(version: ModelVersion) -> Iterator[None]:
         raise type(error)(message, metadata=error.metadata) from error
     except InferenceFailed as error:
         # A graph that can not run at all: remembered, not loaded for every request.
-        raise ModelLoadFailed(f"model {version.key}: {error.message}") from error
+        kind = kind_of_failure(error.__cause__)
+        raise kind(f"model {version.key}: {error.message}") from error
     except MemoryError as error:
         raise AllocationFailed(f"model {version.key}: out of memory") from error
 
@@ -85,10 +92,13 @@ def open_tokenizer(version: ModelVersion) -> TextTokenizer:
     """Open a version's tokenizer; blocks.
 
     Raises:
-        ModelLoadFailed: It can not be opened.
+        ModelUnusable: It is none, or not one for this version.
+        ModelLoadFailed: The system refused to open it.
     """
     manifest = version.manifest
     try:
         return TextTokenizer.open(version.folder / TOKENIZER_FILE, manifest.max_tokens)
     except ValueError as error:
-        raise ModelLoadFailed(str(error)) from error
+        # tokenizers has no type of its own for this.
+        kind = ModelLoadFailed if "(os error" in str(error) else ModelUnusable
+        raise kind(str(error)) from error

@@ -19,7 +19,7 @@ from shoal_server.inference.devices import CPU
 from shoal_server.inference.graph_in_memory import GraphInMemory
 from shoal_server.inference.onnx_model import OnnxModel
 from shoal_server.inference.tokenizer import TextTokenizer
-from shoal_server.registry.registry import ModelVersion
+from shoal_server.registry.prepared import ModelVersion
 from shoal_server.registry.verification import Verification
 from shoal_server.residency.probes import return_free_memory
 

@@ -41,7 +41,8 @@ from shoal_server.load_source import (
     warm_bytes,
 )
 from shoal_server.loaded_model import Improvement, Kept, LoadedModel, WarmModel
-from shoal_server.registry.registry import ModelVersion, Registry
+from shoal_server.registry.prepared import ModelVersion
+from shoal_server.registry.registry import Registry
 from shoal_server.registry.verification import Verification
 from shoal_server.residency.loads import release_locals
 from shoal_server.residency.probes import Gpus, resident_set_bytes, return_free_memory

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from shoal_server.errors import FailedPrecondition
 from shoal_server.inference.devices import CPU, AvailableDevices
-from shoal_server.registry.registry import ModelVersion
+from shoal_server.registry.prepared import ModelVersion
 from shoal_server.residency.probes import Gpus
 
 

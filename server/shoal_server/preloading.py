@@ -25,7 +25,8 @@ from shoal_server.loading import LoadedModel
 from shoal_server.placement import Placement
 from shoal_server.registry.event_log import Publisher
 from shoal_server.registry.events import PreloadDecided
-from shoal_server.registry.registry import ModelVersion, Registry
+from shoal_server.registry.prepared import ModelVersion
+from shoal_server.registry.registry import Registry
 from shoal_server.residency.free_memory import FreeMemory
 from shoal_server.residency.pool import SessionPool
 from shoal_server.usage.history import UsageHistory
@@ -172,7 +173,8 @@ class Preloader:
             try:
                 refs = [target.ref for target in self._registry.targets(each.name)]
                 for ref in refs:
-                    version = self._registry.known(str(ref)) or await self._registry.look_up(ref)
+                    known = self._registry.meanings.known(str(ref))
+                    version = known or await self._registry.look_up(ref)
                     yield await self._candidate(each, version, rules)
             except ShoalError as error:
                 yield Candidate(each, None, "", error.message)
@@ -191,7 +193,8 @@ class Preloader:
     def _no_need(self, key: ModelKey, rules: PreloadRules) -> str:
         if self._pool.get(key) is not None:
             return "in memory"
-        if self._pool.failure(key) is not None:
+        failure = self._pool.failure(key)
+        if failure is not None and self._clock() - failure.until_s < rules.horizon_s:
             return "could not be loaded a short while ago"
         departure = self._pool.departure(key)
         if departure is not None and self._clock() - departure.at_s < rules.horizon_s:

@@ -96,7 +96,8 @@ class Registrar:
             was_deregistered = name in self._registry.deregistered
             if was_deregistered:
                 await self._tasks.finish(self._take_back(name))
-            added = was_deregistered or not (was_known or before or self._registry.bare(name))
+            meant = self._registry.meanings.bare(name)
+            added = was_deregistered or not (was_known or before or meant)
             changed = before is not None and before != now
             outdated = self._is_outdated(name, now)
             if not outdated and (added or changed) and not self._is_served(name):
@@ -175,9 +176,9 @@ class Registrar:
                     )
 
     def _is_outdated(self, name: str, now: ModelFiles) -> bool:
-        meant = self._registry.bare(name)
+        meant = self._registry.meanings.bare(name)
         return meant is not None and now.key != meant.key and self._is_served(name)
 
     def _is_served(self, name: str) -> bool:
-        meant = self._registry.bare(name)
+        meant = self._registry.meanings.bare(name)
         return meant is not None and self._pool.get(meant.key) is not None

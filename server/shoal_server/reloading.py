@@ -31,7 +31,8 @@ from shoal_server.registry.conditions import Conditions
 from shoal_server.registry.event_log import Publisher
 from shoal_server.registry.events import ModelReloaded, ModelReloadFailed
 from shoal_server.registry.findings import Findings, FoundBy
-from shoal_server.registry.registry import ModelVersion, Registry
+from shoal_server.registry.prepared import ModelVersion
+from shoal_server.registry.registry import Registry
 from shoal_server.registry.whole import WholeTasks
 from shoal_server.residency.pool import SessionPool
 from shoal_server.residency.resident import Resident, State
@@ -123,7 +124,8 @@ class Reloader:
                 fresh = await self._registry.look_up(ModelRef(key.name, key.version))
                 device = await self._replace(fresh, before)
             except BaseException as error:
-                self._registry.adopt(before)
+                # Unless it was taken out and loaded anew meanwhile, of other manifests.
+                self._registry.adopt(self._session_of(key) or before)
                 await self._failed(key, error)
                 raise
             await self._look_for_faults(fresh, device)
@@ -193,9 +195,12 @@ class Reloader:
 
     def _served(self, key: ModelKey) -> ModelVersion:
         """The version as requests get it now."""
+        return self._session_of(key) or self._registry.version(key)
+
+    def _session_of(self, key: ModelKey) -> ModelVersion | None:
+        """What its session was made of; None: it has none."""
         resident = self._pool.get(key)
-        loaded = resident.session if resident else None
-        return loaded.version if loaded else self._registry.version(key)
+        return resident.session.version if resident and resident.session else None
 
     def _device(
         self, fresh: ModelVersion, before: ModelVersion, resident: Resident[LoadedModel]

@@ -19,7 +19,8 @@ from shoal_server.errors import FailedPrecondition, NotPersisted, ShoalError
 from shoal_server.lifecycle import Load, LoadReason, Unloading, UnloadReason
 from shoal_server.loading import LoadedModel
 from shoal_server.placement import Placement
-from shoal_server.registry.registry import ModelVersion, Registry
+from shoal_server.registry.prepared import ModelVersion
+from shoal_server.registry.registry import Registry
 from shoal_server.registry.remembered import Former, former_change, former_residents
 from shoal_server.registry.store import Change, RecordStore
 from shoal_server.registry.whole import WholeTasks

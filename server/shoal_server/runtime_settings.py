@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import structlog
 
 from shoal_server.errors import FailedPrecondition, InvalidInput
-from shoal_server.settings import Settings, SettingsError, changed_settings, show
+from shoal_server.settings import Settings, show
+from shoal_server.settings_sources import SettingsError, changed_settings
 
 log = structlog.get_logger(__name__)
 

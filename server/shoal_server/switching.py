@@ -31,7 +31,9 @@ from shoal_server.placement import Placement
 from shoal_server.registry.aliases import Alias, Target, check_targets, new_alias
 from shoal_server.registry.event_log import Publisher
 from shoal_server.registry.events import NameSwitched, SwitchCause
-from shoal_server.registry.registry import ModelVersion, NamedTarget, Registry
+from shoal_server.registry.meanings import NamedTarget
+from shoal_server.registry.prepared import ModelVersion
+from shoal_server.registry.registry import Registry
 from shoal_server.registry.remembered import alias_change, pin_change
 from shoal_server.registry.store import Change, RecordStore
 from shoal_server.registry.whole import WholeTasks
@@ -180,7 +182,7 @@ class Switcher:
         """
         valid_name(name, "model")
         async with self._turn(name):
-            began_s = time.monotonic()
+            began_s, found = time.monotonic(), self._registry.found_of(name)
             if version is None:
                 ref = ModelRef(name, await self._registry.default_version(name))
             else:
@@ -191,6 +193,9 @@ class Switcher:
 
             def point() -> None:
                 self._registry.pin(name, version, fresh)
+                if version is None and self._registry.found_of(name) is not found:
+                    # It may be known to be bad by now: whoever asks next finds out.
+                    self._registry.forget(name)
 
             await self._change(
                 name, SwitchCause.POLICY, old, [fresh], pin_change(name, version), point,
@@ -363,7 +368,7 @@ class Switcher:
         alias = self._registry.aliases.get(name)
         if alias is not None:
             return [target.key for target in alias.targets]
-        known = self._registry.known(name)
+        known = self._registry.meanings.known(name)
         return [known.key] if known else []
 
     def _meant(self, ref: ModelRef) -> ModelRef:

@@ -20,7 +20,7 @@ from shoal_server.residency.pressure import PressureLimits
 from shoal_server.residency.pressure_monitor import PressureMonitor
 from shoal_server.runtime_settings import RuntimeSettings
 from shoal_server.settings import Settings
-from shoal_server.telemetry import configure_logging
+from shoal_server.telemetry.logs import configure_logging
 
 _LOGGING = {"log_level"}
 _RPCS = {"log_requests", "slow_request_ms"}

@@ -26,9 +26,9 @@ import structlog
 
 from shoal_server.core import ModelKey, ModelRef, valid_name
 from shoal_server.errors import (
-    AllocationFailed,
     FailedPrecondition,
     InvalidInput,
+    ModelLoadFailed,
     NothingToCompare,
     ShoalError,
     UpdateFailed,
@@ -47,6 +47,7 @@ from shoal_server.registry.findings import (
     is_of_the_version,
 )
 from shoal_server.registry.manifest import ModelManifest
+from shoal_server.registry.prepared import ModelVersion
 from shoal_server.registry.registry import Registry
 from shoal_server.residency.pool import SessionPool
 from shoal_server.residency.resident import State
@@ -237,6 +238,7 @@ class Updater:
         accuracy, unverified = None, ""
         try:
             with await self._switcher.warm(version):
+                self._check_is_on_disk(version)
                 try:
                     accuracy = await self._verifier.verify_version(version)
                 except NothingToCompare as error:
@@ -257,6 +259,16 @@ class Updater:
             log.info("updated_unverified", model=str(after), reason=unverified)
         return accuracy
 
+    def _check_is_on_disk(self, version: ModelVersion) -> None:
+        """That the session to be compared was made of what there is to compare it with."""
+        key, made_of = version.key, self._registry.served(version.key)
+        if made_of and (made_of.manifest, made_of.chosen) != (version.manifest, version.chosen):
+            raise UpdateFailed(
+                f"the files of {key} are others than those in memory: `shoal models reload {key}` "
+                "reads them",
+                metadata={"model": key.name, "version": key.version},
+            )
+
     def _is_used(self, key: ModelKey) -> bool:
         """Whether others than we have asked for a version since we did."""
         resident = self._pool.get(key)
@@ -270,7 +282,7 @@ class Updater:
         else:
             what = await self._fingerprint(after)
             is_final = isinstance(error, FailedPrecondition) and not isinstance(
-                error, AllocationFailed | UpdateFailed
+                error, ModelLoadFailed | UpdateFailed
             )
             self._failures[after] = self._failure(
                 self._failures.get(after), what, is_final=is_final
@@ -321,7 +333,7 @@ class Updater:
         names = []
         for resident in self._pool.residents():
             key = resident.key
-            meant = self._registry.bare(key.name)
+            meant = self._registry.meanings.bare(key.name)
             is_meant = meant is not None and meant.key == key
             if resident.state is State.READY and is_meant and key.name not in self._registry.pins:
                 names.append(key.name)

@@ -45,8 +45,10 @@ from shoal_server.registry.accuracy import (
 )
 from shoal_server.registry.event_log import Publisher
 from shoal_server.registry.events import ModelVerified
+from shoal_server.registry.file_errors import unreadable
 from shoal_server.registry.findings import Findings, FoundBy
 from shoal_server.registry.manifest import Precision
+from shoal_server.registry.prepared import ModelVersion
 from shoal_server.registry.reference import (
     REFERENCE_FILE,
     KeptVectors,
@@ -54,7 +56,7 @@ from shoal_server.registry.reference import (
     Vectors,
     read_reference,
 )
-from shoal_server.registry.registry import ModelVersion, Registry
+from shoal_server.registry.registry import Registry
 from shoal_server.registry.repository import variant_files, variant_path
 from shoal_server.registry.store import RecordStore
 from shoal_server.registry.whole import WholeTasks
@@ -149,20 +151,25 @@ class Verifier:
             at_s=self._wall_clock(),
             seconds=time.monotonic() - began_s,
         )
-        await self._tasks.finish(self._tell(version.key, accuracy))
+        await self._tasks.finish(self._tell(lease.session.version, accuracy))
         return accuracy
 
-    async def _tell(self, key: ModelKey, accuracy: Accuracy) -> None:
+    async def _tell(self, made_of: ModelVersion, accuracy: Accuracy) -> None:
+        key = made_of.key
         self._outcomes[key] = accuracy
         tell = log.info if accuracy.passed else log.error
         tell("verified", model=str(key), least_cosine=accuracy.least, problem=accuracy.problem)
-        await self._mark(key, accuracy)
+        await self._mark(made_of, accuracy)
         self._events.publish(ModelVerified(key, accuracy))
         with suppress(NotPersisted):  # the store says it in the log
             await self._store.write(accuracy_change(key, accuracy))
 
-    async def _mark(self, key: ModelKey, accuracy: Accuracy) -> None:
-        if accuracy.passed:
+    async def _mark(self, made_of: ModelVersion, accuracy: Accuracy) -> None:
+        key = made_of.key
+        # A session of files as they were says nothing of a version that was prepared anew.
+        if not await asyncio.to_thread(self._registry.prepared.has, made_of):
+            log.warning("not_marked", model=str(key), reason="its files are others by now")
+        elif accuracy.passed:
             await self._findings.clear(key)
         else:
             reason = f"verification: {accuracy.problem}"
@@ -199,7 +206,9 @@ class Verifier:
         repository.verify_files(key.name, key.version, {path: files[path]})
         try:
             return _Reference(read_reference(version.folder / path), expected)
-        except (ReferenceUnreadable, OSError) as error:
+        except OSError as error:
+            raise unreadable(key.name, key.version, path, error) from error
+        except ReferenceUnreadable as error:
             raise ModelFileCorrupt(f"model {key}: {error}") from error
 
 

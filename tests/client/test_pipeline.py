@@ -105,6 +105,13 @@ def test_no_timeout_is_left_unset() -> None:
     assert pipeline.wait_s(now=0) is None
 
 
+def test_a_timeout_that_a_message_can_not_hold_is_left_to_the_client() -> None:
+    """More than 32 bits of milliseconds are no limit for the server; the client keeps it."""
+    pipeline = make_pipeline(timeout_s=1e7)
+    assert not pipeline.submit(request(), now=0).HasField("timeout_ms")
+    assert pipeline.wait_s(now=0) == pytest.approx(1e7, rel=1e-3)
+
+
 def test_overloaded_request_becomes_due_after_retry_info() -> None:
     """It is sent again when RetryInfo says, with what is left of its time."""
     pipeline = make_pipeline(timeout_s=10)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +17,7 @@ from shoal_client import (
     ModelNotFoundError,
     UnavailableError,
 )
+from shoal_server.registry.manifest import VERSION_FILE
 from tests.client.conftest import BlockingClient
 from tests.client.fake import UNAVAILABLE, FakeServer
 from tests.running import RunningServer
@@ -22,10 +25,15 @@ from tests.tiny_model import make_tiny_model
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("models")
     for seed, version in enumerate(("1", "2")):
         make_tiny_model(root, version=version, seed=seed)
+    return root
+
+
+@pytest.fixture(scope="module")
+def address(root: Path) -> Iterator[str]:
     with RunningServer(model_dir=root, preload="none", max_texts_per_request=2) as server:
         yield server.address
 
@@ -59,9 +67,22 @@ def test_switch_roll_back_and_delete(steering: Client) -> None:
 
 def test_pinning_a_version(steering: Client) -> None:
     """The bare name means it until it is let go."""
-    assert steering.set_version_policy("tiny", "1") == "1"
+    assert steering.set_version_policy("tiny", "1").version == "1"
     assert steering.embed(["red"], model="tiny").version == "1"
-    assert steering.set_version_policy("tiny") == "2"
+    assert steering.set_version_policy("tiny").version == "2"
+
+
+def test_a_policy_tells_what_is_bad(steering: Client, root: Path) -> None:
+    """The newest can not be understood, so an unpinned name passes over it, and says so."""
+    made = make_tiny_model(root, "broken", version="1").folder
+    (made.parent / "2").mkdir(exist_ok=True)
+    (made.parent / "2" / VERSION_FILE).write_text("no manifest")
+    answer = steering.set_version_policy("broken")
+    assert answer.version == "1"
+    (bad,) = answer.bad_versions
+    assert bad.model == "broken@2"
+    assert VERSION_FILE in bad.reason
+    shutil.rmtree(made.parent)
 
 
 def test_a_call_that_is_split_gets_one_version(steering: Client) -> None:

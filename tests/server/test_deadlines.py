@@ -9,7 +9,9 @@ from typing import Any, cast
 import pytest
 
 from shoal_server.deadlines import has_passed
-from shoal_server.embedder import Embedder, EmbedRequest, RequestLimits
+from shoal_server.embed_request import EmbedRequest, RequestLimits
+from shoal_server.embedder import Embedder
+from shoal_server.registry.meanings import Meanings
 from shoal_server.statistics.statistics import Statistics
 
 
@@ -24,8 +26,8 @@ def test_grpcs_clock_may_be_a_little_early() -> None:
 class NeverResolves:
     """A registry that takes its time."""
 
-    def known(self, name: str, key: str) -> None:
-        """It has to look."""
+    def __init__(self) -> None:
+        self.meanings = Meanings("")
 
     async def resolve(self, name: str, key: str) -> None:
         """For ever."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -206,6 +207,12 @@ def test_pages_of_versions_together_are_the_whole(descending: bool) -> None:
     assert found == (expected[::-1] if descending else expected)
 
 
+def with_version(token: str, version: str) -> str:
+    """A token that we did not give."""
+    *facts, _ = json.loads(base64.urlsafe_b64decode(token))
+    return base64.urlsafe_b64encode(json.dumps([*facts, version]).encode()).decode()
+
+
 def test_a_token_of_another_order_is_refused() -> None:
     """It would go on in the wrong place."""
     token = select(MODELS, Query(page_size=1)).next_token
@@ -214,6 +221,8 @@ def test_a_token_of_another_order_is_refused() -> None:
         Query(page_token=token, order=Order.FILE_BYTES),
         Query(page_token=token, scope=Scope.EVERY_VERSION),
         Query(page_token="nonsense"),
+        Query(page_token=with_version(token, "9" * 5_000)),
+        Query(page_token=with_version(token, "²")),
         Query(page_token=base64.urlsafe_b64encode(b"[" * 100_000).decode()),
         Query(page_token=token[:-4]),
     ):

@@ -9,7 +9,8 @@ import pytest
 from shoal_server.errors import FailedPrecondition
 from shoal_server.inference.devices import AvailableDevices
 from shoal_server.placement import Placement
-from shoal_server.registry.registry import ModelVersion, Registry
+from shoal_server.registry.prepared import ModelVersion
+from shoal_server.registry.registry import Registry
 from shoal_server.registry.repository import ModelRepository
 from shoal_server.residency.probes import Gpus
 from tests.tiny_model import add_tiny_variant, make_tiny_model

@@ -200,6 +200,18 @@ async def test_a_use_just_before_it_leaves_counts(parts: Parts) -> None:
     assert parts.outcomes == [(A, "used")]
 
 
+async def test_a_failure_is_not_held_against_it_for_ever(parts: Parts) -> None:
+    """It is tried again, a horizon after its back-off."""
+    parts.rules = replace(parts.rules, max_models=3)
+    parts.bench.loader.errors[A].append(ModelLoadFailed("files are gone"))
+    assert await parts.preloader.look()
+    failure = parts.bench.pool.failure(A)
+    assert failure is not None
+    parts.bench.now_s = failure.until_s + HORIZON_S
+    assert await parts.preloader.look()
+    assert A in parts.bench.ready
+
+
 async def test_a_load_that_fails_is_told(parts: Parts) -> None:
     """The others are loaded all the same, and it is not tried at every look."""
     parts.bench.loader.errors[A].append(ModelLoadFailed("no good"))

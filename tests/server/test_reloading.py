@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, ClassVar, cast
 
+import pytest
+
 from shoal_server.core import ModelKey
+from shoal_server.errors import ModelLoadFailed
 from shoal_server.registry.conditions import Conditions
 from shoal_server.reloading import Reloader
 from tests.server.residency.fakes import CPU, A, Bench, Published
@@ -90,4 +93,34 @@ async def test_what_came_into_memory_meanwhile_is_read_again_too() -> None:
     assert (done.device, disk.adopted.revision) == (CPU, 2)
     with await bench.acquire(A) as lease:
         assert lease.session is not old
+    await bench.shut_down()
+
+
+class BrokenDisk(Disk):
+    """Its files are not what was prepared."""
+
+    def verify_files(self, name: str, version: str, files: object) -> None:
+        super().verify_files(name, version, files)
+        raise ModelLoadFailed("too many open files")
+
+
+async def test_a_failure_does_not_undo_what_was_loaded_meanwhile() -> None:
+    """Names mean it as the session was made, not as it was before the files were read again."""
+    bench, disk = Bench(), BrokenDisk()
+    registry: Any = disk
+    pool: Any = bench.pool
+    findings: Any = Nothing()
+    reloader = Reloader(
+        registry, pool, cast(Any, None), Conditions(), findings, cast(Any, None), Published(),
+        lambda key: None,
+    )  # fmt: skip
+    reloading = asyncio.create_task(reloader.reload("a"))
+    assert await asyncio.to_thread(disk.verifying.wait, WAIT_S)
+    await bench.use(A)
+    (session,) = bench.loader.sessions
+    cast(Any, session).version = Version(A, 2)
+    disk.may_go_on.set()
+    with pytest.raises(ModelLoadFailed):
+        await reloading
+    assert disk.adopted.revision == 2
     await bench.shut_down()

@@ -10,7 +10,8 @@ import pytest
 from pydantic.fields import FieldInfo
 
 from shoal_server.presets import PRESETS
-from shoal_server.settings import Settings, SettingsError, load_settings
+from shoal_server.settings import Settings
+from shoal_server.settings_sources import SettingsError, load_settings
 
 MANY = tuple(Settings.model_fields.items())
 # Values of settings whose lists hold what not every word is.

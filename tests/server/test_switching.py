@@ -21,8 +21,10 @@ from shoal_server.errors import (
     UpdateFailed,
 )
 from shoal_server.registering import Registrar
+from shoal_server.registry.findings import Finding, FoundBy, KnownBad, fingerprint
 from shoal_server.registry.index import RepositoryIndex
-from shoal_server.registry.registry import NamedTarget, Registry
+from shoal_server.registry.meanings import NamedTarget
+from shoal_server.registry.registry import Registry
 from shoal_server.registry.repository import ModelRepository
 from shoal_server.registry.store import Change, RecordStore
 from shoal_server.switching import Switcher
@@ -83,7 +85,7 @@ class Parts:
         return asyncio.create_task(registrar.deregister("tiny"))
 
     def meaning(self) -> ModelKey:
-        version = self.registry.known("prod")
+        version = self.registry.meanings.known("prod")
         assert version is not None
         return version.key
 
@@ -242,3 +244,21 @@ async def test_an_update_that_was_overtaken_is_no_fault_of_the_version(parts: Pa
     await parts.switcher.set_version_policy("tiny", "1")
     with pytest.raises(UpdateFailed):
         await parts.switcher.update(TWO)
+
+
+async def test_an_unpinned_name_does_not_mean_what_was_found_bad_meanwhile(
+    parts: Parts, tmp_path: Path
+) -> None:
+    """It is noted while the change that chose the version is written."""
+    found: dict[str, KnownBad] = {}
+    parts.registry.found = found
+    gate = parts.store.gates["tiny"]
+    gate.reached.clear()
+    gate.close()
+    unpinning = asyncio.create_task(parts.switcher.set_version_policy("tiny", None))
+    await gate.reached.wait()
+    files = fingerprint(parts.registry.repository, TWO)
+    found["tiny"] = {"2": Finding("it can not be loaded", FoundBy.LOADING, files)}
+    gate.open()
+    await unpinning
+    assert (await parts.registry.resolve("tiny")).key == ONE

@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 from shoal_server.core import ModelKey
 from shoal_server.errors import (
     FailedPrecondition,
+    ModelLoadFailed,
     NothingToCompare,
     NotPersisted,
     ShoalError,
@@ -158,6 +159,7 @@ class Parts:
     judge: Judge
     bench: PoolBench
     store: RecordStore
+    registry: Registry
 
     def is_in_memory(self) -> bool:
         return self.bench.pool.get(TWO) is not None
@@ -180,9 +182,9 @@ async def parts(tmp_path: Path) -> AsyncIterator[Parts]:
     make_tiny_model(tmp_path, version="2")
     updater = Updater(
         registry, pool, switcher, verifier, bench.conditions, findings, published, Hub(),
-        retry_after_s=INTERVAL_S,
+        retry_after_s=INTERVAL_S, clock=lambda: bench.now_s,
     )  # fmt: skip
-    yield Parts(updater, judge, bench, store)
+    yield Parts(updater, judge, bench, store, registry)
     await switcher.close()
     await findings.close()
     await bench.shut_down()
@@ -228,3 +230,15 @@ async def test_it_is_told_of_an_update_when_it_is_made(
     told = [each["event"] for each in logged]
     assert ("updated_unverified" in told) == (not is_full)
     assert ("switched" in told) == (not is_full)
+
+
+async def test_a_device_that_fails_for_a_while_is_no_fault_of_the_version(parts: Parts) -> None:
+    """After the interval it is tried again, though nobody has touched its files."""
+    parts.judge.says = ModelLoadFailed("ONNX Runtime could not use cuda:0")
+    await parts.updater.look("repository")
+    parts.judge.says = GOOD
+    await parts.updater.look("repository")
+    assert (await parts.registry.resolve("tiny")).key == ONE
+    parts.bench.now_s += INTERVAL_S
+    await parts.updater.look("repository")
+    assert (await parts.registry.resolve("tiny")).key == TWO

@@ -13,6 +13,7 @@ from shoal.v1.versions_pb2 import (
     ListAliasesRequest,
     RollbackModelRequest,
     SetVersionPolicyRequest,
+    SetVersionPolicyResponse,
     UpdateTagsRequest,
 )
 from shoal_client.base import ClientBase
@@ -95,13 +96,12 @@ class AsyncVersionsClient(ClientBase):
         *,
         timeout_s: float | None = None,
         request_id: str = "",
-    ) -> str:
+    ) -> SetVersionPolicyResponse:
         """As `Client.set_version_policy`."""
         request = SetVersionPolicyRequest(model=model, version=version)
-        response = await self._call(
+        return await self._call(
             lambda server: server.control.SetVersionPolicy, request, timeout_s, request_id
         )
-        return response.version
 
     async def discover_models(
         self, *, timeout_s: float | None = None, request_id: str = ""

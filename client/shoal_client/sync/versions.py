@@ -13,6 +13,7 @@ from shoal.v1.versions_pb2 import (
     ListAliasesRequest,
     RollbackModelRequest,
     SetVersionPolicyRequest,
+    SetVersionPolicyResponse,
     UpdateTagsRequest,
 )
 from shoal_client.base import ClientBase
@@ -134,7 +135,7 @@ class VersionsClient(ClientBase):
         *,
         timeout_s: float | None = None,
         request_id: str = "",
-    ) -> str:
+    ) -> SetVersionPolicyResponse:
         """Pin which version a model's bare name means, or unpin it.
 
         When the name is served from memory, that version is loaded first.
@@ -147,16 +148,16 @@ class VersionsClient(ClientBase):
             request_id: See the class.
 
         Returns:
-            The version that the bare name means now.
+            `version`, which the bare name means now; `bad_versions`: it, where it is known to
+            be bad, else the newer ones that an unpinned name passes over.
 
         Raises:
             ModelNotFoundError: There is no such model or version.
         """
         request = SetVersionPolicyRequest(model=model, version=version)
-        response = self._call(
+        return self._call(
             lambda server: server.control.SetVersionPolicy, request, timeout_s, request_id
         )
-        return response.version
 
     def discover_models(
         self, *, timeout_s: float | None = None, request_id: str = ""

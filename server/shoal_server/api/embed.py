@@ -15,9 +15,10 @@ from shoal.v1 import embed_pb2 as pb
 from shoal_server.api.rpc import Call, Context, Rpcs, as_shoal_error, check_size, parse
 from shoal_server.api.status import code_of, rich_status
 from shoal_server.core import Priority, VectorEncoding
-from shoal_server.embedder import Embedder, EmbedRequest, EmbedResult
+from shoal_server.embed_request import EmbedRequest
+from shoal_server.embedder import Embedder, EmbedResult
 from shoal_server.errors import FailedPrecondition, InvalidInput, Unavailable
-from shoal_server.registry.registry import ModelVersion
+from shoal_server.registry.prepared import ModelVersion
 from shoal_server.tallies import Counter
 
 log = structlog.get_logger(__name__)

@@ -26,7 +26,8 @@ from shoal_server.api.callers import Callers
 from shoal_server.api.status import DETAILS_KEY, code_of, rich_status
 from shoal_server.deadlines import has_passed
 from shoal_server.errors import InvalidInput, ShoalError
-from shoal_server.telemetry import Metrics, request_id
+from shoal_server.telemetry.logs import request_id
+from shoal_server.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 

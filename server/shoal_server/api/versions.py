@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 import grpc
 from google.protobuf import duration_pb2, timestamp_pb2
@@ -13,9 +14,11 @@ from shoal_server.api.model_control import SERVICE
 from shoal_server.api.rpc import Call, Rpcs
 from shoal_server.catalog import Catalog
 from shoal_server.core import ModelKey, ModelRef
+from shoal_server.errors import ShoalError
 from shoal_server.registry.aliases import Alias, Target, check_count
 from shoal_server.registry.events import NameSwitched
-from shoal_server.registry.registry import NamedTarget, Registry
+from shoal_server.registry.meanings import NamedTarget
+from shoal_server.registry.registry import Registry
 from shoal_server.switching import Switcher
 
 _LOADING = (
@@ -69,7 +72,7 @@ class VersionsServicer:
         return pb.SwitchModelResponse(
             alias=_write_alias(done.alias),
             times=_write_times(done.switch),
-            bad_versions=self._bad_versions(each.key for each in done.alias.targets),
+            bad_versions=await self._bad_versions(each.key for each in done.alias.targets),
         )
 
     async def roll_back(
@@ -85,7 +88,7 @@ class VersionsServicer:
         return pb.RollbackModelResponse(
             alias=_write_alias(done.alias),
             times=_write_times(done.switch),
-            bad_versions=self._bad_versions(each.key for each in done.alias.targets),
+            bad_versions=await self._bad_versions(each.key for each in done.alias.targets),
         )
 
     async def delete_alias(
@@ -118,18 +121,21 @@ class VersionsServicer:
         call.model = message.model
         async with within_deadline(call, _LOADING):
             key = await self._switcher.set_version_policy(message.model, message.version or None)
-        versions = [key.version]
-        if not message.version:
-            versions += await self._registry.passed_over(key.name)
-        return pb.SetVersionPolicyResponse(
-            version=key.version,
-            bad_versions=self._bad_versions(ModelKey(key.name, each) for each in versions),
-        )
+        bad = await self._bad_versions([key])
+        if not bad and not message.version:
+            with suppress(ShoalError):  # as below
+                passed_over = await self._registry.passed_over(key.name)
+                bad = [write_bad_version(*each) for each in passed_over.items()]
+        return pb.SetVersionPolicyResponse(version=key.version, bad_versions=bad)
 
-    def _bad_versions(self, keys: Iterable[ModelKey]) -> list[pb.BadVersion]:
+    async def _bad_versions(self, keys: Iterable[ModelKey]) -> list[pb.BadVersion]:
         """Those that are known to be bad."""
-        found = ((key, self._registry.found_of(key.name).get(key.version)) for key in keys)
-        return [write_bad_version(key, bad.reason) for key, bad in found if bad]
+        bad = []
+        for key in keys:
+            with suppress(ShoalError):  # the change is made: what can not be read now is left out
+                if (reason := await self._registry.why_bad(key)) is not None:
+                    bad.append(write_bad_version(key, reason))
+        return bad
 
 
 def write_bad_version(key: ModelKey, reason: str) -> pb.BadVersion:

@@ -7,7 +7,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from shoal_server.cli.output import print_folded
-from shoal_server.settings import LoadedSettings, show
+from shoal_server.settings import show
+from shoal_server.settings_sources import LoadedSettings
 
 
 def config(loaded: LoadedSettings) -> None:

@@ -10,10 +10,13 @@ from rich.markup import escape
 
 from shoal.v1 import capabilities_pb2 as capabilities_pb
 from shoal.v1 import model_control_pb2 as pb
+from shoal.v1.model_control_pb2_grpc import ModelControlServiceStub
 from shoal_server.cli.output import AsJson, echo_messages, in_words, new_table, unfolded
 from shoal_server.cli.remote import Address, CaFile, Server, ServerName, Timeout, Tls
 
 _STATE = "MODEL_STATE_"
+# Models in one answer; a server gives no more at once.
+_PAGE = 1000
 
 _KINDS = {
     name.removeprefix("MODEL_KIND_").lower(): value for name, value in pb.ModelKind.items()[1:]
@@ -65,7 +68,7 @@ def find(
     ] = False,
     sort: Annotated[Sort, typer.Option(help="What to sort by.")] = Sort.NAME,
     descending: Annotated[bool, typer.Option("--descending", help="The greatest first.")] = False,
-    limit: Annotated[int, typer.Option(help="At most so many.", min=1, max=1000)] = 100,
+    limit: Annotated[int, typer.Option(help="At most so many.", min=1)] = 100,
     as_json: AsJson = False,
     address: Address = "",
     timeout_s: Timeout = 10,
@@ -99,18 +102,19 @@ def find(
         scope=pb.MODEL_SCOPE_DEREGISTERED if deregistered else pb.MODEL_SCOPE_EVERY_VERSION,
         order_by=pb.ModelOrder.Value(f"MODEL_ORDER_{sort.name}"),
         descending=descending,
-        page_size=limit,
     )
     with Server(address, tls, ca_file, server_name).control() as control:
-        answer = control.ListModels(request, timeout=timeout_s)
+        models, total = _pages(control, request, limit, timeout_s)
+    if len(models) < total:
+        typer.echo(f"{len(models)} of {total}; --limit shows more", err=True)
     if as_json:
-        echo_messages(answer.models)
+        echo_messages(models)
         return
     table = new_table(
         *("model", "", "state", "device", "dimensions", "precisions", "languages", "tags"),
         "why it is in its state",
     )
-    for model in answer.models:
+    for model in models:
         table.add_row(
             f"{model.name}@{model.version}" if model.version else model.name,
             "*" * (model.meant_by_name and len(model.versions) > 1),
@@ -123,8 +127,20 @@ def find(
             escape(model.state_reason),
         )
     unfolded().print(table)
-    if answer.next_page_token:
-        typer.echo(f"{len(answer.models)} of {answer.total}; --limit shows more", err=True)
+
+
+def _pages(
+    control: ModelControlServiceStub, request: pb.ListModelsRequest, limit: int, timeout_s: float
+) -> tuple[list[pb.ModelInfo], int]:
+    """What is asked for, up to a limit, and how much there is of it."""
+    models: list[pb.ModelInfo] = []
+    while True:
+        request.page_size = min(_PAGE, limit - len(models))
+        answer = control.ListModels(request, timeout=timeout_s)
+        models += answer.models
+        request.page_token = answer.next_page_token
+        if not answer.next_page_token or len(models) >= limit:
+            return models, answer.total
 
 
 def _check_known(name: str, names: list[str]) -> None:

@@ -17,7 +17,7 @@ from shoal_server.cli.models import models_app
 from shoal_server.cli.options import with_settings
 from shoal_server.cli.settings import settings
 from shoal_server.inference.devices import runtime_conflict
-from shoal_server.settings import LoadedSettings
+from shoal_server.settings_sources import LoadedSettings
 
 # Other distributions add commands here; the SDK adds `embed`.
 _PLUGINS = "shoal.commands"

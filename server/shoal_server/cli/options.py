@@ -11,14 +11,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
-from shoal_server.settings import (
-    ENV_PREFIX,
-    LoadedSettings,
-    Settings,
-    SettingsError,
-    load_settings,
-    show,
-)
+from shoal_server.settings import ENV_PREFIX, Settings, show
+from shoal_server.settings_sources import LoadedSettings, SettingsError, load_settings
 
 
 def with_settings(command: Callable[[LoadedSettings], None]) -> Callable[..., None]:

@@ -13,7 +13,7 @@ import grpc
 import typer
 
 from shoal.v1 import model_control_pb2_grpc
-from shoal_server.settings import SettingsError, load_settings
+from shoal_server.settings_sources import SettingsError, load_settings
 
 _INTERRUPTED = 128 + signal.SIGINT
 

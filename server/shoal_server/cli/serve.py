@@ -16,8 +16,9 @@ import uvloop
 
 from shoal_server.api.server import host_port
 from shoal_server.app import App, StartError
-from shoal_server.settings import LoadedSettings, Settings
-from shoal_server.telemetry import configure_logging
+from shoal_server.settings import Settings
+from shoal_server.settings_sources import LoadedSettings
+from shoal_server.telemetry.logs import configure_logging
 
 log = structlog.get_logger(__name__)
 

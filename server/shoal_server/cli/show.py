@@ -98,7 +98,8 @@ def _every_version(
 
 def _version_table(versions: Iterable[pb.ModelInfo]) -> Table:
     """The versions of a model; * marks the one that its bare name means."""
-    table = new_table("version", "", "state", "in memory", "variants", "why it is in its state")
+    table = new_table("version", "", "state", "in memory", "variants")
+    table.add_column("why it is in its state", overflow="fold")
     for each in versions:
         residency = each.residency
         in_memory = f"{residency.device}, {megabytes(residency.memory_bytes)}"

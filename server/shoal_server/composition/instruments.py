@@ -10,7 +10,8 @@ from shoal_server.registry.events import SettingsChanged
 from shoal_server.runtime_settings import RuntimeSettings
 from shoal_server.settings import Settings
 from shoal_server.statistics.statistics import Statistics
-from shoal_server.telemetry import EventTelemetry, Metrics
+from shoal_server.telemetry.metrics import Metrics
+from shoal_server.telemetry.observers import EventTelemetry
 from shoal_server.usage.history import UsageHistory
 
 

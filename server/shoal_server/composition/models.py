@@ -15,6 +15,7 @@ from shoal_server.composition.instruments import Instruments
 from shoal_server.composition.storage import open_store, packed_cache
 from shoal_server.composition.upkeep import Upkeep, open_upkeep
 from shoal_server.core import ModelKey
+from shoal_server.errors import ModelNotFound
 from shoal_server.inference.devices import CPU
 from shoal_server.kept_statistics import KeptStatistics
 from shoal_server.loading import LoadedModel, ModelLoader
@@ -25,7 +26,8 @@ from shoal_server.registry.conditions import Conditions
 from shoal_server.registry.events import PressureChanged, WarmModelReleased
 from shoal_server.registry.findings import Findings
 from shoal_server.registry.memory_pins import MemoryPins
-from shoal_server.registry.registry import ModelVersion, Registry
+from shoal_server.registry.prepared import ModelVersion
+from shoal_server.registry.registry import Registry
 from shoal_server.registry.remembered import remembered_names
 from shoal_server.registry.repository import ModelRepository, default_model_dir
 from shoal_server.registry.store import RecordStore
@@ -43,7 +45,7 @@ from shoal_server.returning import ResidentRecords
 from shoal_server.settings import Settings
 from shoal_server.statistics.statistics import PAIRS_PER_CALLER
 from shoal_server.switching import Switcher
-from shoal_server.telemetry import (
+from shoal_server.telemetry.observers import (
     BatchTelemetry,
     MemoryTelemetry,
     PoolTelemetry,
@@ -201,7 +203,12 @@ def _served(
     resident = pool.get(key)
     if resident is None or resident.state is State.CLOSING:
         return None
-    return resident.session.version if resident.session else registry.version(key)
+    if resident.session:
+        return resident.session.version
+    try:
+        return registry.version(key)
+    except ModelNotFound:  # it was deregistered while it is loaded: it leaves then
+        return None
 
 
 def free_memory(settings: Settings, models: Models) -> FreeMemory:

@@ -13,7 +13,8 @@ from shoal_server.composition.executors import open_executor
 from shoal_server.composition.hardware import Hardware
 from shoal_server.composition.instruments import Instruments
 from shoal_server.composition.models import Models, free_memory
-from shoal_server.embedder import Embedder, RequestLimits
+from shoal_server.embed_request import RequestLimits
+from shoal_server.embedder import Embedder
 from shoal_server.inference.devices import CPU
 from shoal_server.kept_settings import KeptSettings
 from shoal_server.rate_limits import RateLimits, read_limits

@@ -8,8 +8,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from shoal_server.errors import AllocationFailed, InferenceFailed, ModelLoadFailed, ShoalError
+from shoal_server.errors import (
+    AllocationFailed,
+    InferenceFailed,
+    ModelLoadFailed,
+    ModelUnusable,
+    ShoalError,
+)
 from shoal_server.inference.backend import Row
 from shoal_server.inference.graph_in_memory import GraphInMemory
 
@@ -19,6 +26,16 @@ Provider = str | tuple[str, dict[str, str]]
 CPU_PROVIDER = "CPUExecutionProvider"
 
 _MESSAGE_MAX = 300
+# What ONNX Runtime raises for what a graph is. `Fail` is also raised for the machine, such as
+# when there are no file handles left ("system error number 24"), or by a driver.
+_OF_GRAPHS = (
+    ort_errors.InvalidProtobuf,
+    ort_errors.InvalidGraph,
+    ort_errors.InvalidArgument,
+    ort_errors.NotImplemented,
+    ort_errors.Fail,
+)
+_SIGNS_OF_MACHINES = ("system error", "cuda", "cudnn", "cublas", "driver", "thread")
 
 
 def open_session(
@@ -44,7 +61,8 @@ def open_session(
 
     Raises:
         AllocationFailed: There is not memory enough.
-        ModelLoadFailed: The runtime refused the graph or the device.
+        ModelUnusable: The runtime refused the graph.
+        ModelLoadFailed: It refused the device, or the system refused something else.
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -73,8 +91,9 @@ def open_session(
     try:
         return ort.InferenceSession(graph, sess_options=options, providers=list(providers))
     except Exception as error:  # ONNX Runtime raises many unrelated types
-        kind = AllocationFailed if _is_out_of_memory(error) else ModelLoadFailed
-        raise kind(f"ONNX Runtime can not open the graph: {brief(error)}") from error
+        raise kind_of_failure(error)(
+            f"ONNX Runtime can not open the graph: {brief(error)}"
+        ) from error
 
 
 def checked(rows: npt.NDArray[np.float32]) -> list[Row | ShoalError]:
@@ -98,7 +117,18 @@ def brief(error: Exception) -> str:
     return " ".join(words)[:_MESSAGE_MAX]
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def kind_of_failure(error: BaseException | None) -> type[ModelLoadFailed]:
+    """What a load fails with that the runtime refused: for the graph, or for the machine."""
+    if _is_out_of_memory(error):
+        return AllocationFailed
+    text = str(error).lower()
+    is_of_the_graph = isinstance(error, _OF_GRAPHS) and not any(
+        sign in text for sign in _SIGNS_OF_MACHINES
+    )
+    return ModelUnusable if is_of_the_graph else ModelLoadFailed
+
+
+def _is_out_of_memory(error: BaseException | None) -> bool:
     # ONNX Runtime has no type of its own for this.
     text = str(error).lower()
     return isinstance(error, MemoryError) or any(

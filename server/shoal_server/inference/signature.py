@@ -12,8 +12,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from shoal_server.errors import ModelFileCorrupt, ModelLoadFailed
-from shoal_server.inference.onnx_session import brief
+from shoal_server.errors import ModelFileCorrupt
+from shoal_server.inference.onnx_session import brief, kind_of_failure
 from shoal_server.registry.manifest import (
     ATTENTION_MASK,
     EMBEDDING,
@@ -98,7 +98,7 @@ def check_signature(session: Session, manifest: VersionManifest) -> None:
         try:
             shape = list(session.run([EMBEDDING], {**one_token, **zero})[0].shape)
         except Exception as error:  # ONNX Runtime raises many unrelated types
-            raise ModelLoadFailed(f"the graph can not run: {brief(error)}") from error
+            raise kind_of_failure(error)(f"the graph can not run: {brief(error)}") from error
     dimensions = shape[-1]
     if dimensions != manifest.dimensions:
         raise _contradiction("dimensions", str(manifest.dimensions), str(dimensions))

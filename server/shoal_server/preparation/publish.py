@@ -105,6 +105,8 @@ def publish_reference(
 ) -> VersionManifest:
     """Move a file to a version's others, and then write that it is one of them.
 
+    Nothing is done where the version is another by now, or somebody else was faster.
+
     Args:
         staged: The file, named as it will be, on the repository's file system.
         repository: Where the version is.
@@ -112,11 +114,15 @@ def publish_reference(
         manifest: Of it, so far.
 
     Returns:
-        The manifest that names the file.
+        The manifest that the version has now.
 
     Raises:
+        ShoalError: The version was removed meanwhile, or its manifest can not be read.
         OSError: The disk refuses.
     """
+    now = repository.version_manifest(key.name, key.version)
+    if now != manifest:
+        return now
     files = {**manifest.files, staged.name: sha256_of(staged)}
     manifest = manifest.model_copy(update={"files": files})
     folder = repository.version_folder(key.name, key.version)

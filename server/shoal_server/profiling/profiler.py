@@ -34,7 +34,8 @@ from shoal_server.profiling.suggestion import suggest
 from shoal_server.profiling.sweep import Measuring
 from shoal_server.registry.event_log import EventLog
 from shoal_server.registry.events import ModelProfiled
-from shoal_server.registry.registry import ModelVersion, Registry
+from shoal_server.registry.prepared import ModelVersion
+from shoal_server.registry.registry import Registry
 from shoal_server.residency.pool import SessionPool
 from shoal_server.residency.probes import Gpus, Memory, memory_limits
 

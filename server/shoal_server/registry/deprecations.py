@@ -8,7 +8,7 @@ from collections.abc import Callable
 import structlog
 
 from shoal_server.core import ModelKey
-from shoal_server.registry.registry import ModelVersion
+from shoal_server.registry.prepared import ModelVersion
 
 log = structlog.get_logger(__name__)
 

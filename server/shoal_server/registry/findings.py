@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from hashlib import sha256
+from types import MappingProxyType
 
 from shoal_server.core import ModelKey
-from shoal_server.errors import AllocationFailed, ModelLoadFailed, NotPersisted, ShoalError
+from shoal_server.errors import ModelNotFound, ModelUnusable, NotPersisted, ShoalError
 from shoal_server.registry.conditions import Conditions
 from shoal_server.registry.manifest import VERSION_FILE, ModelManifest
 from shoal_server.registry.remembered import read_key, read_records
@@ -30,8 +31,11 @@ _FINDING = "finding"
 
 
 def is_of_the_version(error: ShoalError) -> bool:
-    """Whether a load failed for what a version is, and not for want of memory."""
-    return isinstance(error, ModelLoadFailed) and not isinstance(error, AllocationFailed)
+    """Whether a load failed for what a version's files are.
+
+    Not for want of memory or of file handles, nor for a device: that passes.
+    """
+    return isinstance(error, ModelUnusable)
 
 
 class FoundBy(StrEnum):
@@ -51,8 +55,17 @@ class Finding:
     """What its files were: see `fingerprint`."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Noting:
+    """A finding whose files are being looked at."""
+
+    key: ModelKey
+    by: FoundBy
+
+
 KnownBad = Mapping[str, Finding]
 """Of one model, by version. Never changed: threads may have it."""
+NOTHING_FOUND: KnownBad = MappingProxyType({})
 
 
 class Findings:
@@ -72,6 +85,8 @@ class Findings:
         self._conditions = conditions
         self._store = store
         self._found: dict[str, KnownBad] = {}
+        # Taken out by what refutes them meanwhile.
+        self._noting: set[_Noting] = set()
         self._tasks = WholeTasks()
         for key, finding in read_records(store, _FINDING, _read).values():
             self._set(key, finding)
@@ -85,29 +100,48 @@ class Findings:
         """What is known of a version; None: nothing bad."""
         return self._found.get(key.name, {}).get(key.version)
 
-    async def note(self, key: ModelKey, reason: str, by: FoundBy) -> None:
-        """From now on, `key` is known to be bad."""
-        files = await self._fingerprint(key)
+    async def note(
+        self,
+        key: ModelKey,
+        reason: str,
+        by: FoundBy,
+        known: Callable[[], None] = lambda: None,
+    ) -> None:
+        """From now on, `key` is known to be bad, unless that is refuted meanwhile.
+
+        Args:
+            key: The version.
+            reason: In words.
+            by: How it was found out.
+            known: Called when it is so, before it is on disk.
+        """
+        noting = _Noting(key, by)
+        self._noting.add(noting)
+        try:
+            files = await self._fingerprint(key)
+            if noting not in self._noting:
+                return
+        finally:
+            self._noting.discard(noting)
         before = self.of(key)
-        # What can be loaded again may give wrong vectors all the same.
-        if (
-            by is FoundBy.LOADING
-            and before
-            and (before.by, before.files)
-            == (
-                FoundBy.VERIFYING,
-                files,
-            )
-        ):
-            return
-        await self._keep(key, Finding(reason, by, files))
+        is_worse = before is not None and before.by is FoundBy.VERIFYING and before.files == files
+        if by is FoundBy.LOADING and is_worse:
+            return  # what can be loaded again may give wrong vectors all the same
+        finding = Finding(reason, by, files)
+        if finding != before:
+            self._set(key, finding)
+        known()
+        if finding != before:
+            await self._write(key)
 
     async def clear(self, key: ModelKey) -> None:
         """It was found to be good. Idempotent."""
-        await self._keep(key, None)
+        self._refute(key, *FoundBy)
+        await self._drop(key)
 
     def loaded(self, key: ModelKey) -> None:
         """It was loaded, or its files were found to be whole."""
+        self._refute(key, FoundBy.LOADING)
         found = self.of(key)
         if found is not None and found.by is FoundBy.LOADING:
             # At once: a model that was just loaded is not shown as bad for a moment.
@@ -125,19 +159,24 @@ class Findings:
         ]
         for key in keys or known:
             found = self.of(key)
-            if found is not None and found.files != await self._fingerprint(key):
-                await self.clear(key)
+            if found is None or found.files == await self._fingerprint(key):
+                continue
+            if self.of(key) is found:  # else something else was found meanwhile
+                await self._drop(key)
 
     async def close(self) -> None:
-        """Give up what is not written yet."""
-        await self._tasks.close()
+        """Return when all is written."""
+        await self._tasks.ended()
 
     async def _fingerprint(self, key: ModelKey) -> str:
         return await asyncio.to_thread(fingerprint, self._repository, key)
 
-    async def _keep(self, key: ModelKey, finding: Finding | None) -> None:
-        if finding != self.of(key):
-            self._set(key, finding)
+    def _refute(self, key: ModelKey, *by: FoundBy) -> None:
+        self._noting = {each for each in self._noting if each.key != key or each.by not in by}
+
+    async def _drop(self, key: ModelKey) -> None:
+        if self.of(key) is not None:
+            self._set(key, None)
             await self._write(key)
 
     async def _write(self, key: ModelKey) -> None:
@@ -166,7 +205,8 @@ def default_sound(
 ) -> str:
     """The version that a bare name means: the manifest's, else the newest not known to be bad.
 
-    Where all are, the newest. Blocks on the disk where anything is known.
+    Where all are, the newest. One whose `version.toml` can not be understood is bad, though
+    nobody has tried it. Blocks on the disk where there are several.
 
     Args:
         repository: Has the files.
@@ -177,23 +217,43 @@ def default_sound(
 
     Raises:
         ModelNotFound: There is no such version.
+        ModelLoadFailed: The system refused to read a manifest.
     """
-    if manifest.default_version is None:
-        sound = [
-            each
-            for each in versions
-            if each not in found
-            or found[each].files != fingerprint(repository, ModelKey(name, each))
-        ]
-        versions = sound or versions
+    if manifest.default_version is None and len(versions) > 1:
+        for version in reversed(versions):
+            if why_bad(repository, ModelKey(name, version), found) is None:
+                return version
     return default_of(name, manifest, versions)
+
+
+def why_bad(repository: ModelRepository, key: ModelKey, found: KnownBad) -> str | None:
+    """What is known to be wrong with a version as its files are now; None: nothing.
+
+    Blocks on the disk.
+
+    Args:
+        repository: Has the files.
+        key: The version.
+        found: What is known of its model; what was found of other files counts for nothing.
+
+    Raises:
+        ModelLoadFailed: The system refused to read its manifest.
+    """
+    finding = found.get(key.version)
+    if finding is not None and finding.files == fingerprint(repository, key):
+        return finding.reason
+    try:
+        repository.version_manifest(key.name, key.version)
+    except (ModelUnusable, ModelNotFound) as error:  # or it was removed just now
+        return error.message
+    return None
 
 
 def fingerprint(repository: ModelRepository, key: ModelKey) -> str:
     """Another one when a version's files are others; blocks on the disk.
 
-    SHA-256 over its manifest, and names, sizes and times of all its files: to read those
-    would take as long as to load it.
+    SHA-256 over its manifest, and names, sizes, times, owners and permissions of all its
+    files: to read those would take as long as to load it.
     """
     folder = repository.model_folder(key.name) / key.version
     digest = sha256()
@@ -206,7 +266,8 @@ def fingerprint(repository: ModelRepository, key: ModelKey) -> str:
             with suppress(OSError):
                 seen = os.stat(path)  # noqa: PTH116
                 relative = os.path.relpath(path, folder)
-                digest.update(f"\0{relative}\0{seen.st_size}\0{seen.st_mtime_ns}".encode())
+                facts = (seen.st_size, seen.st_mtime_ns, seen.st_mode, seen.st_uid, seen.st_gid)
+                digest.update(f"\0{relative}\0{facts}".encode())
     return digest.hexdigest()
 
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from shoal_server.core import ModelKey, ModelRef, is_name
 from shoal_server.errors import InvalidInput, ModelNotFound, ShoalError
 from shoal_server.registry.capabilities import Capabilities, read_capabilities
-from shoal_server.registry.findings import KnownBad, default_sound
+from shoal_server.registry.findings import NOTHING_FOUND, KnownBad, default_sound
 from shoal_server.registry.manifest import (
     MODEL_FILE,
     VARIANTS_FOLDER,
@@ -25,7 +25,8 @@ from shoal_server.registry.manifest import (
     ModelManifest,
     VersionManifest,
 )
-from shoal_server.registry.registry import NOTHING_FOUND, Registry
+from shoal_server.registry.prepared import PreparedVersions
+from shoal_server.registry.registry import Registry
 from shoal_server.registry.variants import Chosen
 
 # The clocks of files tick in milliseconds, on some file systems in whole seconds: what
@@ -33,7 +34,7 @@ from shoal_server.registry.variants import Chosen
 _TICK_NS = 2_000_000_000
 
 # Of a path: inode, size, time of the last change; None where nothing is.
-_Seen = tuple[int, int, int] | None
+Seen = tuple[int, int, int] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +86,10 @@ class _Entry:
     """Which of its versions were known to be bad."""
     paths: tuple[str, str]
     """The folder and its `model.toml`."""
-    seen: tuple[_Seen, _Seen]
+    seen: tuple[Seen, Seen]
     inner_paths: tuple[str, ...]
     """Of the version described: what changes with its variants, and its manifest."""
-    inner_seen: tuple[_Seen, ...]
+    inner_seen: tuple[Seen, ...]
     is_settled: bool
 
 
@@ -119,7 +120,7 @@ class RepositoryIndex:
         self._entries: dict[str, _Entry] = {}
         self._names: list[str] = []
         # The root when its names were read; None: it may have changed since.
-        self._root_seen: _Seen = None
+        self._root_seen: Seen = None
         # There when the server looked first, and not read since; None: it did not look.
         self._unread: set[str] | None = None
         # Of the last look, and when that began.
@@ -157,7 +158,7 @@ class RepositoryIndex:
             self._found, self._found_s = None, time.monotonic()
             served = {}
             for name in self._entries:
-                if (known := self._registry.bare(name)) is not None:
+                if (known := self._registry.meanings.bare(name)) is not None:
                     served[name] = known.key
             found = self._found = await asyncio.to_thread(self._look, self._names_now(served))
             self._unread = set()
@@ -207,7 +208,7 @@ class RepositoryIndex:
             entry = self._entries.get(name)
             if entry is None:
                 continue
-            if not entry.is_settled or tuple(map(_see, entry.inner_paths)) != entry.inner_seen:
+            if not entry.is_settled or see_all(entry.inner_paths) != entry.inner_seen:
                 entry = self._entries[name] = self._read(
                     root, name, entry.pinned, entry.served, entry.found
                 )
@@ -256,7 +257,7 @@ class RepositoryIndex:
         is_readable = True
         try:
             files = read_files(
-                self._registry, ModelRef(name), ModelRef(name, pinned), served, found
+                self._registry.prepared, ModelRef(name), ModelRef(name, pinned), served, found
             )
         except ModelNotFound:
             files = None
@@ -264,34 +265,52 @@ class RepositoryIndex:
             problem, is_readable = f"its folder can not be read: {error.strerror}", False
             files = ModelFiles(None, (), ModelManifest(), None, None, problem, name.lower())
         version = f"{folder}/{files.key.version}" if files and files.key else folder
-        inner_paths = (version, f"{version}/{VERSION_FILE}", f"{version}/{VARIANTS_FOLDER}")
-        inner_seen = tuple(map(_see, inner_paths))
-        changed_ns = max((each[2] for each in (*seen, *inner_seen) if each), default=0)
+        inner_paths = inner_paths_of(version)
+        inner_seen = see_all(inner_paths)
         return _Entry(
             files, pinned, served, found, (folder, manifest), seen, inner_paths, inner_seen,
             # Permissions may change without a trace in these times.
-            is_settled=changed_ns < at_ns - _TICK_NS and is_readable,
+            is_settled=(
+                were_settled((*seen, *inner_seen), at_ns)
+                and is_readable
+                and not (served is None and _passes_over(files, pinned, found))
+            ),
         )  # fmt: skip
 
 
+def _passes_over(files: ModelFiles | None, pinned: str | None, found: KnownBad) -> bool:
+    """Whether a mended version, of which these folders' times tell nothing, may be meant."""
+    if files is None or files.key is None or pinned or files.model.default_version:
+        return False
+    return bool(found) or files.key.version != files.versions[-1]
+
+
 def read_files(
-    registry: Registry, ref: ModelRef, pinned: ModelRef, served: ModelKey | None, found: KnownBad
+    prepared: PreparedVersions,
+    ref: ModelRef,
+    pinned: ModelRef,
+    served: ModelKey | None,
+    found: KnownBad,
+    versions: tuple[str, ...] | None = None,
 ) -> ModelFiles:
     """Read a model; one with unreadable files is described, not hidden. Blocks on the disk.
 
     Args:
-        registry: Has the repository.
+        prepared: Reads them.
         ref: The model, or a version of it.
         pinned: The same with the version that the bare name is pinned to.
         served: The version that `ref` has meant so far; None: nobody asked.
         found: Which of its versions are known to be bad.
+        versions: Those that it has; None: they are looked for, which takes a while where
+            they are many.
 
     Raises:
         InvalidInput: It can not be a name.
         ModelNotFound: There is no such model or version.
     """
-    repository = registry.repository
-    versions = tuple(repository.versions(ref.name))
+    repository = prepared.repository
+    if versions is None:
+        versions = tuple(repository.versions(ref.name))
     if not versions and not repository.has(ref.name):
         raise ModelNotFound(f"there is no model {ref.name!r}", metadata={"model": ref.name})
     model, key, problem = ModelManifest(), served, ""
@@ -303,7 +322,7 @@ def read_files(
         key = key or repository.resolve(pinned)
         manifest = repository.version_manifest(key.name, key.version)
         capabilities = read_capabilities(repository, key, manifest)
-        chosen = registry.choose(key, manifest, model.serving)
+        chosen = prepared.choose(key, manifest, model.serving)
     except ModelNotFound as error:
         if ref.version is not None:
             raise
@@ -316,6 +335,21 @@ def read_files(
         key = key or (ModelKey(ref.name, versions[-1]) if versions else None)
     text = "\n".join((ref.name, model.description, model.source, model.license)).lower()
     return ModelFiles(key, versions, model, manifest, chosen, problem, text, capabilities)
+
+
+def inner_paths_of(version: str) -> tuple[str, ...]:
+    """Of a version's folder: what changes with its variants, and its manifest."""
+    return version, f"{version}/{VERSION_FILE}", f"{version}/{VARIANTS_FOLDER}"
+
+
+def see_all(paths: Iterable[str]) -> tuple[Seen, ...]:
+    """What `stat` shows of some paths."""
+    return tuple(map(_see, paths))
+
+
+def were_settled(seen: Iterable[Seen], at_ns: int) -> bool:
+    """Whether what is written from `at_ns` on shows in the times."""
+    return max((each[2] for each in seen if each), default=0) < at_ns - _TICK_NS
 
 
 def _folders(root: str) -> list[str]:
@@ -339,7 +373,7 @@ def _is_stale(entry: _Entry, pinned: str | None, served: ModelKey | None, found:
     return _see(folder) != folder_seen or _see(manifest) != manifest_seen
 
 
-def _see(path: str) -> _Seen:
+def _see(path: str) -> Seen:
     try:
         stat = os.stat(path)  # noqa: PTH116  (Path costs as much again)
     except OSError:

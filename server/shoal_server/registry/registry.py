@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Literal
 
@@ -15,55 +14,16 @@ from shoal_server.core import ModelKey, ModelRef
 from shoal_server.errors import ModelNotFound, ShoalError
 from shoal_server.registry.aliases import Alias
 from shoal_server.registry.claims import Claims
-from shoal_server.registry.findings import KnownBad, default_sound
-from shoal_server.registry.labels import Deprecation, Labels
-from shoal_server.registry.manifest import Precision, Serving, VersionManifest
+from shoal_server.registry.findings import NOTHING_FOUND, KnownBad, why_bad
+from shoal_server.registry.labelled import Labelled
+from shoal_server.registry.labels import Labels
+from shoal_server.registry.manifest import Precision
+from shoal_server.registry.meanings import Meanings, NamedTarget, shared
+from shoal_server.registry.prepared import ModelVersion, PreparedVersions
 from shoal_server.registry.remembered import NO_NAMES, RememberedNames
 from shoal_server.registry.repository import ModelRepository
-from shoal_server.registry.routes import Share, Split
-from shoal_server.registry.variants import Chosen, choose
 
 log = structlog.get_logger(__name__)
-
-NO_LABELS = Labels()
-NOTHING_FOUND: KnownBad = MappingProxyType({})
-
-
-@dataclass(frozen=True, slots=True)
-class ModelVersion:
-    """A prepared version of a model: all that serving it takes to know."""
-
-    key: ModelKey
-    manifest: VersionManifest
-    serving: Serving
-    folder: Path
-    chosen: Chosen
-    """The precision that is served, and its files."""
-    deprecation: Deprecation | None = None
-    """Of the version, else of the model."""
-
-    @property
-    def graph(self) -> Path:
-        """The ONNX file."""
-        return self.folder / self.chosen.graph
-
-    @property
-    def files(self) -> Mapping[str, str]:
-        """All that a session reads: path below `folder` to SHA-256."""
-        return self.chosen.files
-
-    @property
-    def file_bytes(self) -> int:
-        """Size of what a session reads."""
-        return self.chosen.file_bytes
-
-
-@dataclass(frozen=True, slots=True)
-class NamedTarget:
-    """A model behind a name, and its part of the name's traffic."""
-
-    ref: ModelRef
-    weight: int
 
 
 class Registry:
@@ -100,21 +60,19 @@ class Registry:
             found: Which versions are known to be bad, by model; looked at each time.
         """
         self.repository = repository
+        self.prepared = PreparedVersions(repository, precision, gpu=gpu)
         self.default_model = default_model
-        self.precision = precision
+        self.meanings = Meanings(default_model)
+        self.labelled = Labelled(names.labels)
         self.found = found
         """Which versions are known to be bad, by model."""
-        self._gpu = gpu
         self._aliases = dict(names.aliases)
         self._pins = dict(names.pins)
-        self._labels = dict(names.labels)
         self._deregistered = set(names.deregistered)
         self.claims = Claims()
         """Held by who writes that a name means a model, or that a model goes."""
         # Of versions; None: to be made anew, since an alias was changed.
         self._aliases_of: dict[ModelKey, list[str]] | None = None
-        self._by_text: dict[str, ModelVersion] = {}
-        self._splits: dict[str, Split[ModelVersion]] = {}
         # What a session is made of next.
         self._by_key: dict[ModelKey, ModelVersion] = {}
         self.served: Callable[[ModelKey], ModelVersion | None] = lambda key: None
@@ -123,28 +81,6 @@ class Registry:
         self._changes = 0
 
     # -- looking up -----------------------------------------------------------
-
-    def known(self, text: str, routing_key: str = "") -> ModelVersion | None:
-        """What `text` stands for, if that was asked before.
-
-        Args:
-            text: As `resolve` takes it.
-            routing_key: Where versions share the traffic of an alias, the same key
-                always gets the same one; empty: any.
-        """
-        version = self._by_text.get(text)
-        if version is not None:
-            return version
-        split = self._splits.get(text)
-        return None if split is None else split.choose(routing_key)
-
-    def bare(self, name: str) -> ModelVersion | None:
-        """What a model's bare name stands for, if that was asked before.
-
-        Nothing where an alias has the name: that was made before the model came.
-        """
-        version = self._by_text.get(name)
-        return version if version is not None and version.key.name == name else None
 
     async def resolve(self, text: str, routing_key: str = "") -> ModelVersion:
         """What `name`, `name@version`, an alias or nothing (the default model) stands for.
@@ -155,7 +91,7 @@ class Registry:
             ModelLoadFailed: A manifest can not be read.
             FailedPrecondition: It is to be served in a precision that it does not have.
         """
-        known = self.known(text, routing_key)
+        known = self.meanings.known(text, routing_key)
         if known is not None:
             return known
         targets = self.targets(text)
@@ -167,10 +103,10 @@ class Registry:
             self._note(name, [target for target, _ in found], [version for _, version in found])
         for _, version in found:
             self.check_registered(version.key.name)
-        known = self.known(text, routing_key)
+        known = self.meanings.known(text, routing_key)
         if known is not None:
             return known
-        return _shared(name, found).choose(routing_key) if len(found) > 1 else found[0][1]
+        return shared(name, found).choose(routing_key) if len(found) > 1 else found[0][1]
 
     async def _look_up_some(
         self, targets: Sequence[NamedTarget]
@@ -200,10 +136,11 @@ class Registry:
             ShoalError: As `resolve`.
         """
         self.check_registered(ref.name)
-        version = await asyncio.to_thread(self._read, self.pinned(ref), self.found_of(ref.name))
+        known_bad = self.found_of(ref.name)
+        version = await asyncio.to_thread(self.prepared.read, self.pinned(ref), known_bad)
         self.check_registered(ref.name)  # it may have been deregistered meanwhile
-        version = replace(version, deprecation=self.deprecation_of(version.key))
-        wanted, used = self.precision, version.chosen.precision
+        version = replace(version, deprecation=self.labelled.deprecation_of(version.key))
+        wanted, used = self.prepared.precision, version.chosen.precision
         if version.serving.precision is None and used != wanted != "auto":
             log.info("precision_fallback", model=str(version.key), wanted=wanted, used=used)
         if (served := self.served(version.key)) is not None:
@@ -222,7 +159,7 @@ class Registry:
         if served is None:
             # It may have been labelled since it was looked up.
             return self._by_key.get(version.key, version)
-        return replace(served, deprecation=self.deprecation_of(version.key))
+        return replace(served, deprecation=self.labelled.deprecation_of(version.key))
 
     def version(self, key: ModelKey) -> ModelVersion:
         """A version that was resolved before.
@@ -262,11 +199,24 @@ class Registry:
             ModelNotFound: There is no such model, or no version of it.
             ModelLoadFailed: Its `model.toml` can not be read.
         """
-        return await asyncio.to_thread(self._default, name, self.found_of(name))
+        return await asyncio.to_thread(self.prepared.default, name, self.found_of(name))
 
-    async def passed_over(self, name: str) -> list[str]:
-        """The versions newer than that, which are known to be bad; the newest first."""
-        return await asyncio.to_thread(self._passed_over, name, self.found_of(name))
+    async def passed_over(self, name: str) -> Mapping[ModelKey, str]:
+        """The versions newer than that, which are known to be bad; why, the newest first.
+
+        Raises:
+            ShoalError: As `default_version`.
+        """
+        return await asyncio.to_thread(self.prepared.passed_over, name, self.found_of(name))
+
+    async def why_bad(self, key: ModelKey) -> str | None:
+        """What is known to be wrong with a version as its files are now; None: nothing.
+
+        Raises:
+            ModelLoadFailed: The system refused to read its manifest.
+        """
+        found = self.found_of(key.name)
+        return await asyncio.to_thread(why_bad, self.repository, key, found)
 
     def found_of(self, name: str) -> KnownBad:
         """The versions of a model that are known to be bad."""
@@ -292,7 +242,7 @@ class Registry:
                 for target in alias.targets:
                     self._aliases_of.setdefault(target.key, []).append(alias.name)
         names = self._aliases_of.get(key, [])
-        bare = self._by_text.get(key.name)
+        bare = self.meanings.bare(key.name)
         return [*names, key.name] if bare is not None and bare.key == key else list(names)
 
     def point(self, alias: Alias, versions: Sequence[ModelVersion]) -> None:
@@ -325,32 +275,48 @@ class Registry:
             self._note(name, self.targets(name), [now])
 
     def renew(
-        self, text: str, targets: Sequence[NamedTarget], versions: Sequence[ModelVersion]
+        self,
+        text: str,
+        targets: Sequence[NamedTarget],
+        versions: Sequence[ModelVersion],
+        before: ModelVersion | None = None,
     ) -> None:
         """From now on, `text` means what `look_up` said of its targets a while ago.
 
         Other names of the same versions follow. Does nothing when `text` was given other
-        targets meanwhile.
+        targets or another version meanwhile.
+
+        Args:
+            text: As `resolve` takes it.
+            targets: Of it, then.
+            versions: What was said of them.
+            before: What it meant then, where it is a model's bare name; None: nobody had asked.
         """
-        if self.targets(text) != tuple(targets):
+        now = self.meanings.bare(text or self.default_model)
+        if (
+            self.targets(text) != tuple(targets)
+            or (before is not None and now is not None and now.key != before.key)
+            or any(
+                self.pinned(target.ref).version not in (None, version.key.version)
+                for target, version in zip(targets, versions, strict=True)
+            )
+        ):
             return
         self._changes += 1
         for fresh in versions:
-            self._rename(self._current(fresh))
+            self.meanings.renew(self._current(fresh))
         self._note(text or self.default_model, targets, versions)
 
     def adopt(self, version: ModelVersion) -> None:
         """From now on, every name of a version means it with these manifests and files."""
         self._changes += 1
-        self._replace(replace(version, deprecation=self.deprecation_of(version.key)))
+        self._replace(replace(version, deprecation=self.labelled.deprecation_of(version.key)))
 
     def forget(self, *names: str) -> None:
         """Read the repository again when one of these models' names is asked for next."""
         self._changes += 1
         models = frozenset(names)
-        for text, version in list(self._by_text.items()):
-            if version.key.name in models:
-                del self._by_text[text]
+        self.meanings.forget(lambda key: key.name in models)
         for alias in self._aliases.values():
             # By its targets, not by what it means: one that was left out may be back.
             if not models.isdisjoint(target.key.name for target in alias.targets):
@@ -359,9 +325,7 @@ class Registry:
     def forget_version(self, key: ModelKey) -> None:
         """As `forget`, for the names that mean one version, and for no others."""
         self._changes += 1
-        for text, version in list(self._by_text.items()):
-            if version.key == key:
-                del self._by_text[text]
+        self.meanings.forget(lambda meant: meant == key)
         for alias in self._aliases.values():
             if any(target.key == key for target in alias.targets):
                 self._drop(alias.name)
@@ -370,45 +334,18 @@ class Registry:
         if fresh.key.name in self._deregistered:
             return
         self._by_key[fresh.key] = fresh
-        self._rename(fresh)
-
-    def _rename(self, fresh: ModelVersion) -> None:
-        """Let every name that means this version mean it as it is here."""
-        name, version = fresh.key.name, fresh.key.version
-        same = [
-            text
-            for text, known in self._by_text.items()
-            if known.key.name == name and known.key.version == version
-        ]
-        self._by_text |= dict.fromkeys(same, fresh)
-        for name, split in self._splits.items():
-            self._splits[name] = split.replaced(str(fresh.key), fresh)
+        self.meanings.renew(fresh)
 
     def _drop(self, text: str) -> None:
         self._changes += 1
-        self._clear(text)
-
-    def _clear(self, text: str) -> None:
-        for each in self._synonyms(text):
-            self._by_text.pop(each, None)
-            self._splits.pop(each, None)
+        self.meanings.clear(text)
 
     def _note(
         self, text: str, targets: Sequence[NamedTarget], versions: Sequence[ModelVersion]
     ) -> None:
         if any(each.key.name in self._deregistered for each in versions):
             return
-        versions = [self._current(each) for each in versions]
-        self._clear(text)  # with a target more than before it is shared now, or the reverse
-        if len(versions) == 1:
-            self._by_text |= dict.fromkeys(self._synonyms(text), versions[0])
-            return
-        split = _shared(text, zip(targets, versions, strict=True))
-        self._splits |= dict.fromkeys(self._synonyms(text), split)
-
-    def _synonyms(self, text: str) -> tuple[str, ...]:
-        """`text`, and the empty name where that means the same."""
-        return (self.default_model, "") if text in (self.default_model, "") else (text,)
+        self.meanings.put(text, targets, [self._current(each) for each in versions])
 
     # -- models that are not to be served ----------------------------------------
 
@@ -441,35 +378,13 @@ class Registry:
 
     # -- labels ----------------------------------------------------------------
 
-    def labels_of(self, ref: ModelRef) -> Labels:
-        """What is said of a model, or of one version; nothing of its own for most."""
-        return self._labels.get(str(ref), NO_LABELS)
-
-    def tags_of(self, key: ModelKey) -> tuple[str, ...]:
-        """Of a version: its own and its model's, sorted."""
-        own, models = self._labels.get(str(key)), self._labels.get(key.name)
-        if own is None or models is None:
-            return (own or models or NO_LABELS).tags
-        return tuple(sorted({*own.tags, *models.tags}))
-
-    def deprecation_of(self, key: ModelKey) -> Deprecation | None:
-        """Of a version: its own, else its model's."""
-        for name in (str(key), key.name):
-            labels = self._labels.get(name, NO_LABELS)
-            if labels.deprecation is not None:
-                return labels.deprecation
-        return None
-
     def label(self, ref: ModelRef, labels: Labels) -> None:
         """From now on, this is said of a model or a version."""
-        if labels == NO_LABELS:
-            self._labels.pop(str(ref), None)
-        else:
-            self._labels[str(ref)] = labels
+        self.labelled.put(ref, labels)
         for key, version in list(self._by_key.items()):
             if key.name == ref.name:
-                self._by_key[key] = replace(version, deprecation=self.deprecation_of(key))
-                self._rename(self._current(version))
+                self._by_key[key] = replace(version, deprecation=self.labelled.deprecation_of(key))
+                self.meanings.renew(self._current(version))
 
     def versions_known(self, name: str) -> list[ModelKey]:
         """The versions of a model that were looked up."""
@@ -486,60 +401,3 @@ class Registry:
             await asyncio.to_thread(self.repository.version_folder, ref.name, ref.version)
         elif not await asyncio.to_thread(self.repository.has, ref.name):
             raise ModelNotFound(f"there is no model {ref.name!r}", metadata={"model": ref.name})
-
-    # -- the disk --------------------------------------------------------------
-
-    def choose(self, key: ModelKey, manifest: VersionManifest, serving: Serving) -> Chosen:
-        """Which graph of a version is served as things stand; blocks on the disk.
-
-        Raises:
-            FailedPrecondition: It is to be served in a precision that it does not have.
-            ModelFileCorrupt: The variant's manifest can not be read.
-        """
-        preferred = self._preferred(serving.device or "auto")
-        return choose(self.repository, key, manifest, serving.precision, preferred)
-
-    def _preferred(self, device: str) -> Precision:
-        """The server's precision for a model that runs on a device: `auto`, `cpu`, `cuda…`."""
-        on_gpu = self._gpu if device == "auto" else device != "cpu"
-        if self.precision == "auto":
-            return "fp16" if on_gpu else "fp32"
-        # It is for GPUs, and slower than fp32 on a CPU.
-        return "fp32" if self.precision == "fp16" and not on_gpu else self.precision
-
-    def _read(self, ref: ModelRef, found: KnownBad) -> ModelVersion:
-        """In a thread."""
-        repository = self.repository
-        model = repository.model_manifest(ref.name)
-        if ref.version is None:
-            versions = repository.versions(ref.name)
-            version = default_sound(repository, ref.name, model, versions, found)
-            key = ModelKey(ref.name, version)
-        else:
-            key = repository.resolve(ref)
-        manifest = repository.version_manifest(key.name, key.version)
-        serving = model.serving
-        return ModelVersion(
-            key=key,
-            manifest=manifest,
-            serving=serving,
-            folder=repository.version_folder(key.name, key.version),
-            chosen=self.choose(key, manifest, serving),
-        )
-
-    def _default(self, name: str, found: KnownBad) -> str:
-        """In a thread."""
-        model, versions = self.repository.model_manifest(name), self.repository.versions(name)
-        return default_sound(self.repository, name, model, versions, found)
-
-    def _passed_over(self, name: str, found: KnownBad) -> list[str]:
-        """In a thread."""
-        if self.repository.model_manifest(name).default_version is not None:
-            return []
-        versions, meant = self.repository.versions(name), self._default(name, found)
-        return [each for each in reversed(versions[versions.index(meant) + 1 :]) if each in found]
-
-
-def _shared(name: str, parts: Iterable[tuple[NamedTarget, ModelVersion]]) -> Split[ModelVersion]:
-    shares = [Share(str(target.ref), target.weight, version) for target, version in parts]
-    return Split(name, shares)

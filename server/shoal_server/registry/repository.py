@@ -21,7 +21,8 @@ from typing import get_args
 import platformdirs
 
 from shoal_server.core import ModelKey, ModelRef, is_name, valid_name
-from shoal_server.errors import ModelFileCorrupt, ModelLoadFailed, ModelNotFound
+from shoal_server.errors import ModelLoadFailed, ModelNotFound
+from shoal_server.registry.file_errors import corrupt, no_model, no_version, plainly, unreadable
 from shoal_server.registry.manifest import (
     MODEL_FILE,
     VARIANT_FILE,
@@ -75,7 +76,7 @@ def default_of(name: str, manifest: ModelManifest, versions: Sequence[str]) -> s
     if chosen is None:
         return versions[-1]
     if chosen not in versions:
-        raise _no_version(name, chosen)
+        raise no_version(name, chosen)
     return chosen
 
 
@@ -160,14 +161,14 @@ class ModelRepository:
             ModelLoadFailed: The manifest can not be read.
         """
         if not self._is_model(name):
-            raise _no_model(name)
+            raise no_model(name)
         try:
             return ModelManifest.read(self.model_folder(name) / MODEL_FILE)
         except FileNotFoundError:
             return ModelManifest()
         except (ManifestError, OSError) as error:
             raise ModelLoadFailed(
-                f"model {name!r}: {_plainly(error, MODEL_FILE)}", metadata={"model": name}
+                f"model {name!r}: {plainly(error, MODEL_FILE)}", metadata={"model": name}
             ) from error
 
     def version_manifest(self, name: str, version: str) -> VersionManifest:
@@ -182,8 +183,7 @@ class ModelRepository:
         try:
             return VersionManifest.read(folder / VERSION_FILE)
         except (ManifestError, OSError) as error:
-            what = _plainly(error, VERSION_FILE)
-            raise _corrupt(name, version, VERSION_FILE, what) from error
+            raise unreadable(name, version, VERSION_FILE, error) from error
 
     def variants(self, name: str, version: str) -> list[Precision]:
         """Precisions, besides its own, in which a version has a graph.
@@ -210,11 +210,10 @@ class ModelRepository:
         try:
             manifest = VariantManifest.read(path)
         except (ManifestError, OSError) as error:
-            what = _plainly(error, manifest_name)
-            raise _corrupt(name, version, manifest_name, what) from error
+            raise unreadable(name, version, manifest_name, error) from error
         if manifest.precision != precision:
             what = f"{manifest_name} is of {manifest.precision}, its folder is of {precision}"
-            raise _corrupt(name, version, manifest_name, what)
+            raise corrupt(name, version, manifest_name, what)
         return manifest
 
     def verify(self, name: str, version: str) -> VersionManifest:
@@ -263,11 +262,10 @@ class ModelRepository:
             try:
                 actual = sha256_of(folder / file_name)
             except OSError as error:
-                what = _plainly(error, file_name)
-                raise _corrupt(name, version, file_name, what) from error
+                raise unreadable(name, version, file_name, error) from error
             if actual != expected:
                 what = f"{file_name} is not the file that was prepared (its SHA-256 differs)"
-                raise _corrupt(name, version, file_name, what)
+                raise corrupt(name, version, file_name, what)
 
     def look_for_files(self, name: str, version: str, files: Iterable[str]) -> None:
         """Check that some of a version's files are there; nothing is read.
@@ -286,7 +284,7 @@ class ModelRepository:
         for file_name in files:
             path = folder / file_name
             if not self._is_inside(path) or not path.is_file():
-                raise _corrupt(name, version, file_name, f"{file_name} is missing")
+                raise corrupt(name, version, file_name, f"{file_name} is missing")
 
     def size_bytes(self, name: str, version: str) -> int:
         """Bytes on disk of a version's files, variants apart.
@@ -324,7 +322,7 @@ class ModelRepository:
         """
         folder = self.model_folder(name) / valid_name(version, "version")
         if not self._is_version(folder):
-            raise _no_version(name, version) if self._is_model(name) else _no_model(name)
+            raise no_version(name, version) if self._is_model(name) else no_model(name)
         return folder
 
     def remove(self, name: str, version: str) -> None:
@@ -346,7 +344,7 @@ class ModelRepository:
             OSError: The disk refuses.
         """
         if not self._is_model(name):
-            raise _no_model(name)
+            raise no_model(name)
         self._discard(self.model_folder(name))
 
     def _is_model(self, name: str) -> bool:
@@ -404,27 +402,3 @@ def version_order(version: str) -> list[tuple[int, int, str]]:
     """What versions are sorted by: numbers by their value, and before letters, 2 < 10 < beta."""
     parts = re.findall(r"\d+|\D+", version)
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts]
-
-
-def _plainly(error: Exception, file_name: str) -> str:
-    # OSError's own text holds the machine's path, which callers are not told.
-    if isinstance(error, OSError):
-        return f"{file_name} can not be read: {error.strerror}"
-    return str(error)
-
-
-def _no_model(name: str) -> ModelNotFound:
-    return ModelNotFound(f"there is no model {name!r}", metadata={"model": name})
-
-
-def _no_version(name: str, version: str) -> ModelNotFound:
-    return ModelNotFound(
-        f"model {name!r} has no version {version!r}", metadata={"model": name, "version": version}
-    )
-
-
-def _corrupt(name: str, version: str, file_name: str, what: str) -> ModelFileCorrupt:
-    return ModelFileCorrupt(
-        f"model {ModelKey(name, version)}: {what}",
-        metadata={"model": name, "version": version, "file": file_name},
-    )

@@ -16,8 +16,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from shoal_server.errors import ModelFileCorrupt
+from shoal_server.registry.file_errors import unreadable
 from shoal_server.registry.manifest import TOKENIZER_FILE
-from shoal_server.registry.registry import ModelVersion
+from shoal_server.registry.prepared import ModelVersion
 from shoal_server.registry.repository import ModelRepository
 
 # Of a file: device, inode, size, times of the last change of content and of inode.
@@ -116,6 +117,7 @@ class Verification:
 
         Raises:
             ModelFileCorrupt: A file is missing, unreadable or not what was prepared.
+            ModelLoadFailed: The system refused to read one.
         """
         key = self._version.key
         names = list(names)
@@ -125,9 +127,7 @@ class Verification:
             try:
                 data = (self._version.folder / name).read_bytes()
             except OSError as error:
-                raise ModelFileCorrupt(
-                    f"model {key}: {name} can not be read: {error.strerror}"
-                ) from error
+                raise unreadable(key.name, key.version, name, error) from error
             if verify and hashlib.sha256(data).hexdigest() != self._version.files[name]:
                 raise ModelFileCorrupt(
                     f"model {key}: {name} is not the file that was prepared (its SHA-256 differs)"

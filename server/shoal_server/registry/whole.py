@@ -42,6 +42,10 @@ class WholeTasks:
         task.add_done_callback(_log_failure)
         return task
 
+    async def ended(self) -> None:
+        """Return when what goes on now has ended."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
     async def close(self) -> None:
         """Cancel what is left; returns when it has ended."""
         for task in self._tasks:

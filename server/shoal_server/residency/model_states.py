@@ -16,7 +16,7 @@ from shoal_server.lifecycle import LoadReason, ModelState, Unloading
 from shoal_server.registry.conditions import SOUND, Conditions
 from shoal_server.registry.event_log import Publisher
 from shoal_server.registry.events import ModelStateChanged
-from shoal_server.registry.labels import Deprecation
+from shoal_server.registry.labelled import Labelled
 from shoal_server.registry.states import BEGINNING, Facts, Place, state_of, steps
 from shoal_server.residency.resident import Departure, Failure, State
 
@@ -34,8 +34,9 @@ class Versions(Protocol):
     def versions_known(self, name: str) -> Iterable[ModelKey]:
         """Those of a model that were looked up."""
 
-    def deprecation_of(self, key: ModelKey) -> Deprecation | None:
-        """Of a version: its own, else its model's."""
+    @property
+    def labelled(self) -> Labelled:
+        """What is said of them."""
 
 
 class InMemory(Protocol):
@@ -118,7 +119,7 @@ class ModelStates:
             problem
             or key in self._places
             or self._conditions.of(key) is not SOUND
-            or self._versions.deprecation_of(key) is not None
+            or self._versions.labelled.deprecation_of(key) is not None
         ):
             return self.look(key, problem)[0]
         return ModelState.REGISTERED
@@ -155,7 +156,7 @@ class ModelStates:
 
     def _read(self, key: ModelKey) -> Facts:
         resident = self._memory.get(key)
-        deprecation = self._versions.deprecation_of(key)
+        deprecation = self._versions.labelled.deprecation_of(key)
         memory, why = ModelState.REGISTERED, ""
         failure = None
         if resident is not None:

@@ -9,8 +9,8 @@ What may happen next is decided in synchronous sections on the event loop, so no
 lock is needed; loading (`loads`) and closing (`closing`) happen in tasks of the pool's
 own, which a caller that leaves does not take down. A session is counted (`books`)
 against its device's budget from the decision to load it until its memory is free;
-`room` says who leaves for a newcomer, `idle_release` who was not used for too long,
-`warm` what stays in RAM of what left a GPU.
+`lending` counts leases, `room` says who leaves for a newcomer, `idle_release` who was
+not used for too long, `warm` what stays in RAM of what left a GPU.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from shoal_server.residency.closing import Closing
 from shoal_server.residency.eviction import Budget
 from shoal_server.residency.idle import IdleRules
 from shoal_server.residency.idle_release import CallLater, IdleRelease, call_later
+from shoal_server.residency.lending import Lending
 from shoal_server.residency.loads import Gate, Loads
 from shoal_server.residency.pool_view import PoolView
 from shoal_server.residency.replacing import Replacing, not_in_memory
@@ -93,6 +94,7 @@ class SessionPool(PoolView[S]):
             idle or IdleRules(dict.fromkeys(budgets, 0.0)),
             later,
         )
+        self._lending = Lending(self._books, self._room, self._idle, clock)
         self._books.fell_idle = self._idle.fell_idle
         self._warm.due_s = self._idle.warm_due_s
         self._warm.stays = self._idle.stays_warm
@@ -106,20 +108,14 @@ class SessionPool(PoolView[S]):
         resident = self._books.residents.get(key)
         if resident is None or resident.state is not State.READY:
             return None
-        return self._lend(resident)
+        return self._lending.lend(resident)
 
     def look_into(self, key: ModelKey) -> Lease[S] | None:
         """As `lease_resident`, but it counts as nobody's use."""
         resident = self._books.residents.get(key)
         if resident is None or resident.state is not State.READY:
             return None
-        assert resident.session is not None  # noqa: S101
-        resident.leases += 1
-        return Lease(resident, resident.session, self._looked_into)
-
-    def _looked_into(self, resident: Resident[S]) -> None:
-        resident.leases -= 1
-        self._unused(resident)
+        return self._lending.look_into(resident)
 
     async def acquire(
         self,
@@ -154,7 +150,7 @@ class SessionPool(PoolView[S]):
                 pinned = self._pins.get(key, pinned)
                 resident = self._loads.start(key, device, pinned=pinned, why=why)
             if resident.state is State.READY:
-                return self._lend(resident, is_request=why is LoadReason.REQUEST)
+                return self._lending.lend(resident, is_request=why is LoadReason.REQUEST)
             if resident.state is State.LOADING:
                 resident.unasked = False
                 await self._wait_loaded(resident)
@@ -170,31 +166,6 @@ class SessionPool(PoolView[S]):
         finally:
             resident.waiters -= 1
             self._books.may_leave(resident)  # the caller may have left
-
-    def _lend(self, resident: Resident[S], *, is_request: bool = True) -> Lease[S]:
-        assert resident.session is not None  # noqa: S101
-        resident.leases += 1
-        resident.unasked = False
-        resident.last_used_s = self._clock()
-        if is_request:
-            resident.uses += 1
-            self._idle.lent(resident)
-        return Lease(resident, resident.session, self._release)
-
-    def _release(self, resident: Resident[S]) -> None:
-        resident.leases -= 1
-        resident.last_used_s = self._clock()
-        if resident.state is State.READY and resident.session is not None:
-            resident.session.lease_ended()
-        self._unused(resident)
-
-    def _unused(self, resident: Resident[S]) -> None:
-        """A lease is back: tell those who wait for the last one."""
-        if resident.leases == 0:
-            resident.unused.set()
-            self._books.may_leave(resident)
-            if resident.device in self._books.overfull:
-                self._room.evict_excess(resident.device)
 
     # -- loading and unloading -----------------------------------------------------
 
@@ -297,7 +268,7 @@ class SessionPool(PoolView[S]):
             new.pinned = old.pinned if pinned is None else self._pins.get(key, pinned)
             swapped()
 
-        await self._replacing.replace(resident, device, self._unused, swap)
+        await self._replacing.replace(resident, device, self._lending.came_back, swap)
 
     def forget_failure(self, key: ModelKey) -> None:
         """Try `key` again at once when it is asked for next."""
@@ -357,7 +328,7 @@ class SessionPool(PoolView[S]):
                 log.exception("shrink_failed", model=str(resident.key))
             finally:
                 resident.leases -= 1
-                self._unused(resident)
+                self._lending.came_back(resident)
 
     def refuse_loads(self, device: str, reason: str | None) -> None:
         """Begin no load on `device` from now on, for that reason; None: load again."""

@@ -74,7 +74,7 @@ class RoomMaker(Generic[S]):
         books.overfull.discard(device)
         budget = books.budgets[device].max_bytes
         if self._goes_itself(device, newcomer):
-            return
+            newcomer = None  # what is still too much is the others'
         why = Unloading(UnloadReason.EVICTED, newcomer)
         while budget is not None and books.staying_bytes(device) > budget:
             if self._warm.release_next(device, why) is not None:

@@ -6,13 +6,15 @@ pattern follows within a few weeks: a week counts `DECAY` of the one after it.
 
 The machine's clock may be wrong, such as before it was set after a start. What it counts
 weeks ahead does not touch the weeks before, and is taken back once the clock was right for
-`BELIEVED_AFTER` hours; what it would count weeks behind is left out as long.
+`BELIEVED_AFTER` hours; what it would count weeks behind is left out as long, and for as long
+as it shows a time from before there were such servers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Self
 
 HOURS_PER_WEEK = 168
@@ -26,6 +28,8 @@ BELIEVED_AFTER = 6
 _HOUR_S = 3600
 # The epoch was a Thursday; weeks are shown from Monday on.
 _EPOCH_HOUR_OF_WEEK = 3 * 24
+# A clock that shows an earlier one, such as in 1970 or 2000, was not set yet.
+_FIRST_HOUR = int(datetime(2023, 1, 1, tzinfo=UTC).timestamp()) // _HOUR_S
 _DIGITS = 3
 
 
@@ -221,6 +225,8 @@ class UsageHistory:
     def asked(self, name: str) -> None:
         """Somebody asks for a model of that name, which there is."""
         hour = hour_of(self._clock())
+        if hour < _FIRST_HOUR:
+            return
         if hour <= self._newest - HOURS_PER_WEEK and not self._believes(hour):
             return
         self._newest, self._back_since = max(self._newest, hour), None

@@ -192,3 +192,18 @@ def test_a_reload_finds_out_whether_a_fault_is_mended(board: Board, root: Path) 
     keep_vectors(worse, texts=("red", "blue"))
     board.reload("worse")
     assert board.get("worse").state == control_pb.MODEL_STATE_READY
+
+
+def test_a_session_of_older_files_says_nothing_of_those_there_are(board: Board, root: Path) -> None:
+    """An update does not compare it with vectors of other files; a reload reads them."""
+    worse = add(root, "tiny", "2", good=False)
+    assert board.version_of("tiny") == "2"
+    assert not board.verify("tiny")
+    worse.folder.rename(root.parent / "away")
+    add(root, "tiny", "2")
+    refused = refusal(lambda: board.update("tiny"))
+    assert refused.reason == "UPDATE_FAILED"
+    assert "shoal models reload tiny@2" in refused.message
+    board.reload("tiny")
+    assert board.get("tiny@2").state == control_pb.MODEL_STATE_READY
+    assert board.set_policy("tiny").version == "2"

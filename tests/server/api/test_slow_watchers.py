@@ -18,7 +18,8 @@ from shoal_server.core import ModelKey
 from shoal_server.lifecycle import ModelState
 from shoal_server.registry.event_log import EventLog
 from shoal_server.registry.events import ModelStateChanged
-from shoal_server.telemetry import EventTelemetry, Metrics
+from shoal_server.telemetry.metrics import Metrics
+from shoal_server.telemetry.observers import EventTelemetry
 from tests.server.api.calls import TIMEOUT_S
 
 HISTORY = 4

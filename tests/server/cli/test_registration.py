@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from shoal_server.cli import find
 from tests.running import RunningServer
 from tests.tiny_model import add_tiny_variant, make_tiny_model
 
@@ -74,6 +75,18 @@ def test_there_and_back(shoal: Shoal, address: str) -> None:
 def test_finding(shoal: Shoal, address: str, options: tuple[str, ...], expected: list[str]) -> None:
     """Each option is a filter of the server's."""
     assert models(shoal, "find", *options, "--address", address) == expected
+
+
+def test_more_than_one_answer_holds(
+    shoal: Shoal, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All are found that the limit allows, and whoever reads JSON learns that there are more."""
+    monkeypatch.setattr(find, "_PAGE", 1)
+    at = ("--address", address)
+    assert models(shoal, "find", *at) == ["plain@1", "small@1"]
+    one = shoal("models", "find", "--limit", "1", "--json", *at)
+    assert [each["name"] for each in json.loads(one.stdout)] == ["plain"]
+    assert one.stderr == "1 of 2; --limit shows more\n"
 
 
 def test_a_word_that_is_none_is_refused(shoal: Shoal, address: str) -> None:

@@ -7,7 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click import unstyle
+from typer.testing import CliRunner
 
+from shoal_server.cli.main import make_app
 from tests.running import RunningServer
 from tests.tiny_model import add_tiny_variant, make_tiny_model
 
@@ -111,6 +114,22 @@ def test_a_rescan(shoal: Shoal, address: str) -> None:
     assert shoal("models", "discover", "--address", address).stdout == "nothing new\n"
     told = json.loads(shoal("models", "discover", "--address", address, "--json").stdout)
     assert told == {"added": [], "removed": [], "changed": [], "outdated": []}
+
+
+def test_versions_are_whole_on_a_narrow_terminal(tmp_path: Path) -> None:
+    """What is long is folded: nothing is cut off, least of all which version is how."""
+    broken = make_tiny_model(tmp_path, version="1").folder / "version.toml"
+    broken.write_text("no manifest")
+    make_tiny_model(tmp_path, version="2")
+    terminal = CliRunner(env={"COLUMNS": "80", "FORCE_COLOR": "1", "NO_COLOR": "1"})
+    with RunningServer(model_dir=tmp_path, default_model="tiny", preload="none") as server:
+        arguments = ["models", "show", "tiny", "--address", server.address]
+        shown = terminal.invoke(make_app(), arguments).stdout
+    table = unstyle(shown).split("\n\n")[-1]
+    assert "…" not in table
+    rows = [row.split()[:3] for row in table.splitlines() if row[:1].isdigit()]
+    assert rows == [["1", "error", "model"], ["2", "*", "registered"]]
+    assert "fp32*" in table
 
 
 def test_every_version_is_found_and_shown(shoal: Shoal, tmp_path: Path) -> None:

@@ -8,9 +8,16 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from shoal_server.errors import AllocationFailed, InferenceFailed, ModelLoadFailed
-from shoal_server.inference.onnx_session import CPU_PROVIDER, brief, checked, open_session
+from shoal_server.errors import AllocationFailed, InferenceFailed, ModelLoadFailed, ModelUnusable
+from shoal_server.inference.onnx_session import (
+    CPU_PROVIDER,
+    brief,
+    checked,
+    kind_of_failure,
+    open_session,
+)
 
 
 @pytest.mark.parametrize(
@@ -34,6 +41,22 @@ def test_want_of_memory_is_told_from_other_failures(
     with pytest.raises(ModelLoadFailed) as raised:
         open_session(tmp_path / "model.onnx", threads=1, providers=[CPU_PROVIDER])
     assert type(raised.value) is kind
+
+
+def test_a_graph_that_is_none_is_told_from_a_machine_in_need(tmp_path: Path) -> None:
+    """The same runtime refuses both; of no file handles it says so as of a graph."""
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"no graph")
+    said = "[ONNXRuntimeError] : 1 : FAIL : Load model from m.onnx failed:system error number 24"
+    with pytest.raises(ModelUnusable):
+        open_session(path, threads=1, providers=[CPU_PROVIDER])
+    for error in (
+        ort_errors.Fail(said),
+        ort_errors.Fail("CUDA failure 35: CUDA driver version is insufficient"),
+        ort_errors.RuntimeException("std::system_error"),
+        None,
+    ):
+        assert kind_of_failure(error) is ModelLoadFailed
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -9,10 +11,17 @@ from pathlib import Path
 import pytest
 
 from shoal_server.core import ModelKey
+from shoal_server.errors import ModelFileCorrupt, ModelLoadFailed, ModelUnusable
 from shoal_server.registry.conditions import Conditions
 from shoal_server.registry.findings import Findings, FoundBy
 from shoal_server.registry.index import RepositoryIndex
-from shoal_server.registry.manifest import GRAPH_FILE, MODEL_FILE, ModelManifest
+from shoal_server.registry.manifest import (
+    GRAPH_FILE,
+    MODEL_FILE,
+    VERSION_FILE,
+    ModelManifest,
+    VersionManifest,
+)
 from shoal_server.registry.registry import Registry
 from shoal_server.registry.repository import ModelRepository
 from shoal_server.registry.store import RecordStore
@@ -127,6 +136,76 @@ async def test_a_name_that_means_another_version_is_not_touched(desk: Desk) -> N
     await desk.registry.resolve("tiny@3")
     await desk.findings.clear(THREE)
     desk.registry.forget_version(THREE)
-    known = desk.registry.known("tiny")
+    known = desk.registry.meanings.known("tiny")
     assert known is not None
-    assert (known.key, desk.registry.known("tiny@3")) == (meant, None)
+    assert (known.key, desk.registry.meanings.known("tiny@3")) == (meant, None)
+
+
+async def test_what_can_not_be_understood_is_passed_over(desk: Desk, root: Path) -> None:
+    """By the bare name, though nobody has tried it, and told; by its own name it is an error."""
+    (root / "tiny" / "3" / VERSION_FILE).write_text("no manifest")
+    assert await desk.meaning() == TWO
+    assert list(await desk.registry.passed_over("tiny")) == [THREE]
+    with pytest.raises(ModelFileCorrupt, match=VERSION_FILE):
+        await desk.registry.resolve("tiny@3")
+
+
+async def test_what_can_not_be_read_just_now_is_not(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The name would mean an older version from then on; who asks is told, and may try again."""
+
+    def refuse(path: Path) -> VersionManifest:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(VersionManifest, "read", refuse)
+        with pytest.raises(ModelLoadFailed, match="Too many open files") as raised:
+            await desk.meaning()
+    assert not isinstance(raised.value, ModelUnusable)
+    assert await desk.meaning() == THREE
+
+
+async def test_what_is_refuted_while_it_is_noted_is_not_known(desk: Desk) -> None:
+    """A load goes well while the files of the one that failed are looked at."""
+    noting = asyncio.create_task(desk.findings.note(THREE, "no good", LOADING))
+    await asyncio.sleep(0)
+    desk.findings.loaded(THREE)
+    await noting
+    assert desk.findings.of(THREE) is None
+
+
+async def test_what_is_found_while_an_older_finding_is_dropped_stays(
+    desk: Desk, root: Path
+) -> None:
+    """It is of the files as they are now."""
+    await desk.findings.note(THREE, "no good", LOADING)
+    touch_graph(root, THREE)
+    noting = asyncio.create_task(desk.findings.note(THREE, "no good either", VERIFYING))
+    dropping = asyncio.create_task(desk.findings.drop_outdated(THREE))
+    await asyncio.gather(noting, dropping)
+    assert desk.conditions.of(THREE).fault == "no good either"
+
+
+async def test_what_may_be_read_now_is_not_what_might_not(desk: Desk, root: Path) -> None:
+    """Permissions count as the files do: times do not tell of them."""
+    (root / "tiny" / "3" / GRAPH_FILE).chmod(0)
+    await desk.findings.note(THREE, "its graph can not be read", LOADING)
+    (root / "tiny" / "3" / GRAPH_FILE).chmod(0o644)
+    assert await desk.meaning() == THREE
+    assert await desk.registry.why_bad(THREE) is None
+
+
+async def test_what_was_refuted_just_before_the_end_is_so_after_it(
+    desk: Desk, root: Path, store: RecordStore
+) -> None:
+    """Else the name would pass over a version that was loaded."""
+    await desk.findings.note(THREE, "no good", LOADING)
+    desk.findings.loaded(THREE)
+    await desk.findings.close()
+    await store.close()
+    again = await RecordStore.open(root / ".shoal.db")
+    try:
+        assert await Desk(root, again).meaning() == THREE
+    finally:
+        await again.close()

@@ -93,7 +93,7 @@ async def test_an_edited_manifest_shows(index: RepositoryIndex, root: Path) -> N
 
 async def test_a_new_variant_shows(index: RepositoryIndex, root: Path, registry: Registry) -> None:
     """To one who shows the model."""
-    registry.precision = "int8"
+    registry.prepared.precision = "int8"
     settle(root)
     assert (await shown(index, "one")).chosen.precision == "fp32"  # type: ignore[union-attr]
     add_tiny_variant(make_tiny_model(root / "elsewhere", "one"))
@@ -177,7 +177,7 @@ async def test_a_version_that_was_on_its_way_is_not_known(registry: Registry, ro
     registry.deregister("two")
     registry.renew("two", targets, [version])
     registry.adopt(version)
-    assert registry.known("two") is None
+    assert registry.meanings.known("two") is None
     for text in ("two", "two@1"):
         with pytest.raises(ModelNotFound, match="deregistered"):
             await registry.resolve(text)
@@ -205,3 +205,18 @@ async def test_a_folder_that_can_not_be_read_hides_no_others(
     assert not found["one"].problem
     monkeypatch.undo()
     assert not (await index.look()).models["two"].problem
+
+
+async def test_a_version_that_was_passed_over_shows_when_it_is_mended(
+    index: RepositoryIndex, root: Path
+) -> None:
+    """What is written inside a version leaves the times of its model's folder as they are."""
+    make_tiny_model(root, "side", version="2")
+    (root / "side" / "2").rename(root / "one" / "2")
+    manifest = root / "one" / "2" / VERSION_FILE
+    good = manifest.read_bytes()
+    manifest.write_text("no manifest")
+    settle(root)
+    assert str((await shown(index, "one")).key) == "one@1"
+    manifest.write_bytes(good)
+    assert str((await shown(index, "one")).key) == "one@2"

@@ -89,3 +89,18 @@ async def test_without_any_target_the_caller_hears_why(registry: Registry, tmp_p
     shutil.rmtree(tmp_path / "tiny")
     with pytest.raises(ModelNotFound, match="tiny"):
         await registry.resolve("prod")
+
+
+@pytest.mark.parametrize("how", ["pinned", "gone over"])
+async def test_a_load_that_was_overtaken_does_not_take_the_name_back(
+    registry: Registry, tmp_path: Path, how: str
+) -> None:
+    """The name was given another version while the one that it had meant was loaded."""
+    shutil.move(tmp_path / "tiny" / "2", tmp_path / "away")
+    before, targets = await registry.resolve("tiny"), registry.targets("tiny")
+    versions = [await registry.look_up(each.ref) for each in targets]
+    shutil.move(tmp_path / "away", tmp_path / "tiny" / "2")
+    newer = await registry.look_up(ModelRef("tiny", "2"))
+    registry.pin("tiny", "2" if how == "pinned" else None, newer)
+    registry.renew("tiny", targets, versions, None if how == "pinned" else before)
+    assert (before.key, (await registry.resolve("tiny")).key) == (ONE, TWO)

@@ -9,7 +9,8 @@ from structlog.testing import capture_logs
 
 from shoal_server.errors import FailedPrecondition, ModelFileCorrupt
 from shoal_server.registry.manifest import Precision, Serving
-from shoal_server.registry.registry import ModelVersion, Registry
+from shoal_server.registry.prepared import ModelVersion
+from shoal_server.registry.registry import Registry
 from shoal_server.registry.repository import ModelRepository
 from tests.tiny_model import TinyModel, add_tiny_variant, make_tiny_model
 

@@ -12,7 +12,8 @@ import pytest
 
 from shoal_server.errors import ModelFileCorrupt
 from shoal_server.registry import verification
-from shoal_server.registry.registry import ModelVersion, Registry
+from shoal_server.registry.prepared import ModelVersion
+from shoal_server.registry.registry import Registry
 from shoal_server.registry.repository import ModelRepository
 from shoal_server.registry.verification import Signature, Verification, is_settled, signature
 from tests.tiny_model import TinyModel, make_tiny_model

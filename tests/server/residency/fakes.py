@@ -20,7 +20,7 @@ from shoal_server.lifecycle import (
 )
 from shoal_server.registry.conditions import Conditions
 from shoal_server.registry.events import Event, ModelStateChanged
-from shoal_server.registry.labels import Deprecation
+from shoal_server.registry.labelled import Labelled
 from shoal_server.registry.states import LEGAL
 from shoal_server.residency.announcing import ObserverGroup, PoolEvents
 from shoal_server.residency.eviction import Budget
@@ -244,14 +244,10 @@ class FakeVersions:
 
     def __init__(self) -> None:
         self.known: list[ModelKey] = []
-        self.deprecated: dict[ModelKey, Deprecation] = {}
-        """By version; without one: of a model."""
+        self.labelled = Labelled({})
 
     def versions_known(self, name: str) -> list[ModelKey]:
         return [each for each in self.known if each.name == name]
-
-    def deprecation_of(self, key: ModelKey) -> Deprecation | None:
-        return self.deprecated.get(key, self.deprecated.get(ModelKey(key.name, "")))
 
 
 class Published:

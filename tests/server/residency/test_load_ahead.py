@@ -103,6 +103,25 @@ async def test_it_makes_way_for_itself_when_it_is_larger_than_expected(
     assert [each.key for each in bench.pool.warm()] == [D]
 
 
+async def test_making_way_does_not_forget_that_others_are_too_large(bench: Bench) -> None:
+    """Who is in use and over the budget meanwhile goes once it is in use no more."""
+    bench.loader.measured |= {A: 20, B: 20}
+    for key in (A, B, C):
+        bench.loader.load_gates[key].close()
+    coming = [await bench.waiting(key) for key in (A, B)]
+    loading = asyncio.create_task(ahead(bench, C))
+    await settle()
+    for key in (A, B, C):
+        bench.loader.load_gates[key].open()
+        await settle()
+    await loading
+    assert bench.ready == {A, B}
+    for each in coming:
+        (await each).release()
+    await settle()
+    assert bench.ready == {B}
+
+
 async def test_an_operators_load_is_no_use_of_it(bench: Bench) -> None:
     """But no longer is it the first to leave."""
     await ahead(bench, A)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from shoal_server.core import ModelKey
+from shoal_server.core import ModelKey, ModelRef
 from shoal_server.errors import ModelLoadFailed
 from shoal_server.lifecycle import ModelState
 from shoal_server.registry.events import ModelStateChanged
-from shoal_server.registry.labels import Deprecation
+from shoal_server.registry.labels import Deprecation, Labels
 
 from .conftest import MakeBench
 from .fakes import A, B, Bench
@@ -30,11 +30,12 @@ def told(bench: Bench, key: ModelKey) -> list[tuple[ModelState, str]]:
 async def test_a_deprecated_version_is_that_in_memory_and_out_of_it(make_bench: MakeBench) -> None:
     """Only its ways into memory and out of it show."""
     bench = make_bench()
-    bench.versions.deprecated[A] = Deprecation(0.0, replacement="b")
+    version, deprecation = ModelRef(A.name, A.version), Deprecation(0.0, replacement="b")
+    bench.versions.labelled.put(version, Labels(deprecation=deprecation))
     bench.states.noted(A)
     await bench.use(A)
     await bench.pool.unload(A)
-    del bench.versions.deprecated[A]
+    bench.versions.labelled.put(version, Labels())
     bench.states.noted(A)
     notice = "a@1 is deprecated; use b"
     assert told(bench, A) == [
@@ -53,7 +54,8 @@ async def test_a_deprecation_of_a_model_is_told_of_each_version_known(
     """Of the model itself where no version is known."""
     bench = make_bench()
     bench.versions.known = [A, A2]
-    bench.versions.deprecated |= {MODEL_A: Deprecation(0.0), ModelKey("z", ""): Deprecation(0.0)}
+    for name in (A.name, "z"):
+        bench.versions.labelled.put(ModelRef(name), Labels(deprecation=Deprecation(0.0)))
     bench.states.noted(MODEL_A)
     bench.states.noted(ModelKey("z", ""))
     assert bench.published.states() == dict.fromkeys((A, A2, ModelKey("z", "")), DEPRECATED)
@@ -123,7 +125,7 @@ async def test_looking_without_a_reason_sees_the_same(make_bench: MakeBench) -> 
     """The quick look at the many, and the one at each."""
     bench = make_bench()
     await bench.use(A)
-    bench.versions.deprecated[ModelKey("b", "")] = Deprecation(0.0)
+    bench.versions.labelled.put(ModelRef("b"), Labels(deprecation=Deprecation(0.0)))
     c, d = ModelKey("c", "1"), ModelKey("d", "1")
     bench.conditions.fault(ModelKey("c", ""), "worse")
     for key, problem in ((A, ""), (B, ""), (c, ""), (d, "broken"), (d, ""), (A2, "")):

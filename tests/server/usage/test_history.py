@@ -178,10 +178,32 @@ def test_a_clock_that_was_weeks_behind_leaves_no_trace(wrong_hour: int) -> None:
     assert set(served.history.patterns) == {"a"}
 
 
+def test_a_clock_that_stays_in_1970_is_not_believed() -> None:
+    """However long it goes on: no server ran then, so that what is known is not taken back."""
+    served, now = Served(), MONDAY_NINE + HOURS_PER_WEEK
+    before = served.expected(now)
+    for hour in range(0, 2 * HOURS_PER_WEEK, BELIEVED_AFTER):
+        served.ask("a", hour)
+        served.ask("b", hour)
+    served.ask("a", now)
+    assert served.expected(now) == pytest.approx(before)
+    assert set(served.history.patterns) == {"a"}
+
+
+def test_a_model_is_as_new_as_it_is_after_a_start_in_1970() -> None:
+    """Weeks that nobody saw do not speak against its being asked for."""
+    clock = Clock(0.0)
+    history = UsageHistory(clock)
+    history.asked("a")
+    clock.now_s = MONDAY_NINE * 3600.0
+    history.asked("a")
+    assert history.patterns["a"].before(MONDAY_NINE + HOURS_PER_WEEK) == (1, 1, 1)
+
+
 def test_names_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """The one that was asked for least recently is forgotten, and said to have changed."""
     monkeypatch.setattr(module, "MAX_NAMES", 2)
-    clock = Clock(0.0)
+    clock = Clock(MONDAY_NINE * 3600.0)
     history = UsageHistory(clock)
     for name in ("a", "b", "a", "c"):
         history.asked(name)
