@@ -86,8 +86,14 @@ class RoomMaker(Generic[S]):
             self._closing.start(victim, why)
 
     def _patience_s(self, device: str, plan: Plan, deadline_s: float) -> float | None:
-        """How long to wait for a change: what closes is soon gone, what is in use may not be."""
-        closing = any(each.state is State.CLOSING for each in self._books.on(device))
+        """How long to wait for a change: what closes is soon gone, what is in use may not be.
+
+        A session that another took the place of closes after its last lease, which may be
+        that of a switch that waits here.
+        """
+        closing = any(
+            each.state is State.CLOSING and not each.leases for each in self._books.on(device)
+        )
         if closing and plan.room is not Room.BUSY:
             return None
         return deadline_s - self._books.clock()

@@ -61,6 +61,17 @@ async def test_who_holds_the_old_session_keeps_it(make_bench: MakeBench) -> None
     assert bench.counted == (1, 10)
 
 
+async def test_room_that_the_old_session_takes_is_not_waited_for_for_ever(
+    make_bench: MakeBench,
+) -> None:
+    """Who waits for it may be who holds it, such as a switch."""
+    bench = make_bench(models=2, eviction_wait_s=0.01)
+    with await bench.acquire(A):
+        await bench.pool.replace(A, CPU, lambda: None)
+        with pytest.raises(Overloaded, match=r"none was released within 0\.01 s"):
+            await asyncio.wait_for(bench.acquire(B), timeout=5.0)
+
+
 async def test_swapped_is_called_in_the_moment_of_the_swap(make_bench: MakeBench) -> None:
     """What it changes goes with the new session, and with no other."""
     bench = make_bench()
