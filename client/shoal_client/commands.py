@@ -59,7 +59,12 @@ def embed(
     ] = None,
     address: Annotated[
         str,
-        typer.Option(envvar="SHOAL_ADDRESS", help="HOST:PORT of the server; several with commas."),
+        typer.Option(
+            envvar="SHOAL_ADDRESS",
+            help="HOST:PORT of the server; several with commas. Default: where `shoal serve` would "
+            "listen here.",
+            show_default=False,
+        ),
     ] = DEFAULT_ADDRESS,
     model: Annotated[
         str, typer.Option(help="name, name@version or alias. Default: the server's.")
@@ -81,6 +86,10 @@ def embed(
         bool, typer.Option("--truncate/--no-truncate", help="Cut texts that are too long.")
     ] = True,
     prompt_name: Annotated[str, typer.Option(help="Prompt of the model.")] = "",
+    routing_key: Annotated[
+        str,
+        typer.Option(help="Where versions share an alias: the same key gets the same version."),
+    ] = "",
     keep_alive_s: Annotated[
         float | None,
         typer.Option(
@@ -96,8 +105,8 @@ def embed(
 ) -> None:
     """Embed texts, or the lines of standard input, however many there are.
 
-    JSONL has one object a line, in the order of the texts: index, tokens, truncated,
-    embedding, and for int8 the scale of its numbers. NPY is one array; with int8
+    JSONL has one object a line, in the order of the texts: index, model (its name@version),
+    tokens, truncated, embedding, and for int8 the scale of its numbers. NPY is one array; with int8
     it lacks the scales.
     """
     options = EmbedOptions(
@@ -106,6 +115,7 @@ def embed(
         encoding=encoding.value,
         truncate=truncate,
         prompt_name=prompt_name,
+        routing_key=routing_key,
         keep_alive_s=keep_alive_s,
     )
     with _reported_errors(), ExitStack() as stack:

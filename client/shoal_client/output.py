@@ -31,7 +31,10 @@ class Writer(Protocol):
 
 
 class JsonlWriter:
-    """One JSON object a line: `index`, `tokens`, `truncated`, `embedding`, for int8 `scale`."""
+    """One JSON object a line: `index`, `model`, `tokens`, `truncated`, `embedding`.
+
+    `model` is the "name@version" that ran. Those of int8 have a `scale`, too.
+    """
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -39,10 +42,11 @@ class JsonlWriter:
 
     def write(self, chunk: Embeddings) -> None:
         """Append a line for each row."""
-        truncated = set(chunk.truncated)
+        truncated, model = set(chunk.truncated), f"{chunk.model}@{chunk.version}"
         for number, row in enumerate(chunk.vectors):
             line = {
                 "index": self._index,
+                "model": model,
                 "tokens": chunk.token_counts[number],
                 "truncated": number in truncated,
                 "embedding": _plain_numbers(row),

@@ -52,6 +52,8 @@ MANAGING: Mapping[str, frozenset[Failure]] = {
 """Of operations that are not here: none."""
 # Of operations, those that run the model.
 _RUNNING = frozenset({"VerifyModel", "ProfileModel", "UpdateModel"})
+# Of operations, those that let a name mean a version.
+_NAMING = frozenset({"SwitchModel", "SetVersionPolicy"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,5 +105,7 @@ def is_documented_of(
     excuses: dict[Failure, Hashable] = {NOT_THERE: Deregistering()}
     if method in _RUNNING:
         excuses |= {GOING_AWAY: Unloading(), NOT_NOW: Refusing()}
+    if method in _NAMING:
+        excuses[NOT_NOW] = Refusing()
     excuse = excuses.get(failure)
     return excuse is not None and timeline.held(excuse, asked_s, answered_s)

@@ -27,6 +27,7 @@ from shoal_server.composition.activities import (
     begin_activities,
     begin_reading,
     begin_watching,
+    recall_names,
 )
 from shoal_server.composition.hardware import find_hardware
 from shoal_server.composition.instruments import Instruments, make_instruments
@@ -92,6 +93,7 @@ class App:
         self._health = health = HealthServicer(self._draining, models.catalog.can_serve)
         server = await self._bind_grpc([each.handler(requests.rpcs) for each in servicers], health)
         await self._preload(models)
+        await recall_names(instruments, models)
         begin_watching(instruments, models, exits)
         await server.start()
         await self._announce_health(health)

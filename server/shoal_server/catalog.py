@@ -32,6 +32,7 @@ from shoal_server.registry.prepared import ModelVersion
 from shoal_server.registry.registry import Registry
 from shoal_server.registry.scopes import OtherVersions, Scope, read_deregistered
 from shoal_server.registry.variants import Chosen
+from shoal_server.residency.mended import Mended
 from shoal_server.residency.model_states import ModelStates
 from shoal_server.residency.pool import SessionPool
 from shoal_server.residency.resident import Departure, Resident
@@ -130,6 +131,7 @@ class Catalog:
         pins: MemoryPins,
         states: ModelStates,
         outcomes: Mapping[ModelKey, Accuracy] | None = None,
+        mended: Mended | None = None,
     ) -> None:
         self._registry = registry
         self._pool = pool
@@ -137,6 +139,7 @@ class Catalog:
         self._pins = pins
         self._states = states
         self._outcomes = {} if outcomes is None else outcomes
+        self._mended = mended
         self.index = RepositoryIndex(registry)
         """What the disk says; who changes what there is tells it."""
         self._others = OtherVersions(registry.prepared)
@@ -149,6 +152,7 @@ class Catalog:
             known = [(ref, registry.pinned(ref), registry.found_of(ref.name)) for ref in refs]
             read = await asyncio.to_thread(read_deregistered, registry.prepared, known)
             return [ListedModel(self, name, files, False) for name, files in read]
+        await self._forget_mended()
         found = await self.index.look()
         listed = [ListedModel(self, name, files) for name, files in found.models.items()]
         if scope is Scope.EVERY_VERSION:
@@ -158,8 +162,11 @@ class Catalog:
 
     async def discover(self) -> Discovery:
         """Read the repository anew; names that no session serves mean what is there now."""
+        await self._forget_mended()
         scan = await self.index.look_anew()
         before, now = scan.before, scan.now
+        for name, files in now.items():
+            self._states.came(name, files.versions)
         both = [name for name in now if name in before]
         changed = [name for name in both if now[name] != before[name]]
         removed = [name for name in before if name not in now]
@@ -220,8 +227,9 @@ class Catalog:
             InvalidInput: It can not be a name.
             ModelNotFound: There is no such model or version.
         """
-        targets = self._registry.targets(text)
-        return await self._describe(max(targets, key=lambda each: each.weight).ref)
+        ref = max(self._registry.targets(text), key=lambda each: each.weight).ref
+        await self._forget_mended(ref.name)
+        return await self._describe(ref)
 
     async def can_serve(self, text: str) -> bool | None:
         """Whether requests for a model would be served; None when there is none such."""
@@ -380,6 +388,10 @@ class Catalog:
             accuracy=self._outcomes.get(files.key) if files.key else None,
             departure=self._pool.departure(files.key) if files.key else None,
         )
+
+    async def _forget_mended(self, name: str = "") -> None:
+        if self._mended is not None:
+            await self._mended.forget(name)
 
     def _graphs(self, files: ModelFiles) -> tuple[tuple[Graph, tuple[str, ...]], ...]:
         graphs = files.capabilities.graphs if files.capabilities else ()

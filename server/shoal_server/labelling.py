@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
 from shoal_server.core import ModelKey, ModelRef
-from shoal_server.errors import ShoalError
+from shoal_server.errors import ModelNotFound
 from shoal_server.registry.labels import Labels, new_deprecation
 from shoal_server.registry.registry import Registry
 from shoal_server.registry.remembered import labels_change
@@ -40,6 +39,7 @@ class Labeller:
         self._store = store
         self._states = states
         self._wall_clock = wall_clock
+        self._versions = registry.repository.versions
         # Held from the reading of labels to their writing.
         self._turn = asyncio.Lock()
         self._tasks = WholeTasks()
@@ -60,9 +60,12 @@ class Labeller:
         """Let callers of a model, or of one version of it, be told to use another.
 
         Raises:
+            ModelNotFound: There is no such model or version, or no such replacement.
             ShoalError: As `tag`.
         """
         deprecation = new_deprecation(self._wall_clock(), message, replacement, refuse_after_s)
+        if replacement and replacement not in self._registry.aliases:
+            await self._check_replacement(ModelRef.parse(replacement))
         return await self._change(text, lambda labels: Labels(labels.tags, deprecation))
 
     async def undeprecate(self, text: str) -> Labels:
@@ -72,6 +75,14 @@ class Labeller:
             ShoalError: As `tag`.
         """
         return await self._change(text, lambda labels: Labels(labels.tags))
+
+    async def _check_replacement(self, ref: ModelRef) -> None:
+        try:
+            await self._registry.check_exists(ref)
+        except ModelNotFound as error:
+            raise ModelNotFound(
+                f"deprecation.replacement: {error.message}", metadata=error.metadata
+            ) from error
 
     async def _change(self, text: str, change: Callable[[Labels], Labels]) -> Labels:
         ref = ModelRef.parse(text)
@@ -86,8 +97,8 @@ class Labeller:
         if labels.deprecation == self._registry.labelled.of(ref).deprecation:
             self._registry.label(ref, labels)
             return
-        if not self._registry.versions_known(ref.name):
-            with suppress(ShoalError):  # then none is prepared
-                await self._registry.look_up(ref)
+        # Also those that nobody has asked for yet.
+        versions = [] if ref.version else await asyncio.to_thread(self._versions, ref.name)
         self._registry.label(ref, labels)
+        self._states.came(ref.name, versions)
         self._states.noted(ModelKey(ref.name, ref.version or ""))

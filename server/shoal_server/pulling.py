@@ -12,15 +12,18 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO
 
 from shoal_server.errors import UpdateFailed
+
+PREPARING = "preparing "
+"""What the command says first on stdout when there is something newer."""
 
 _SAID_BYTES = 2000
 # Longer than it waits itself for what it started.
@@ -34,23 +37,27 @@ class NewerPull:
     model_dir: Path
     timeout_s: float
 
-    async def __call__(self, name: str) -> None:
+    async def __call__(self, name: str, began: Callable[[], object]) -> None:
         """Prepare what is newer of a model, if anything is.
 
         A caller that leaves ends it; nothing half-done stays in the repository.
+
+        Args:
+            name: Of the model.
+            began: Called when there is something newer, which is prepared from then on.
 
         Raises:
             UpdateFailed: It could not be prepared; says why.
         """
         try:
-            with TemporaryFile() as said:
-                status = await self._run(name, said)
+            with TemporaryFile() as said, _listening(began) as tells:
+                status = await self._run(name, tells, said)
                 if status != 0:
                     raise UpdateFailed(_last_line(said) or f"preparing ended with status {status}")
         except OSError as error:
             raise UpdateFailed(f"preparing can not be started: {error.strerror}") from error
 
-    async def _run(self, name: str, said: IO[bytes]) -> int:
+    async def _run(self, name: str, tells: int, said: IO[bytes]) -> int:
         command = [
             *(sys.executable, "-m", "shoal_server", "models", "pull", name, "--if-newer"),
             *("--model-dir", str(self.model_dir)),
@@ -60,7 +67,8 @@ class NewerPull:
         # its source (0.23, handles/process.pyx) uvloop calls PyOS_AfterFork_Child in the child
         # before exec; subprocess calls nothing of Python's there.
         thread = ThreadPoolExecutor(1, thread_name_prefix="shoal-pull")
-        ended = asyncio.get_running_loop().run_in_executor(thread, process.run, command, said)
+        run = process.run
+        ended = asyncio.get_running_loop().run_in_executor(thread, run, command, tells, said)
         thread.shutdown(wait=False)
         try:
             async with asyncio.timeout(self.timeout_s):
@@ -85,11 +93,12 @@ class _Process:
         self._group = 0
         self._sent: signal.Signals | None = None
 
-    def run(self, command: Sequence[str], said: IO[bytes]) -> int:
+    def run(self, command: Sequence[str], tells: int, said: IO[bytes]) -> int:
         """Start it, wait for its end, and end what it left behind; in a thread.
 
         Args:
             command: Program and arguments.
+            tells: A file that gets what it writes on stdout; closed when it has it.
             said: Gets what it writes on stderr.
 
         Returns:
@@ -98,13 +107,16 @@ class _Process:
         Raises:
             OSError: It can not be started.
         """
-        process = subprocess.Popen(  # noqa: S603 - our own command, no shell
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=said,
-            start_new_session=True,
-        )
+        try:
+            process = subprocess.Popen(  # noqa: S603 - our own command, no shell
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=tells,
+                stderr=said,
+                start_new_session=True,
+            )
+        finally:
+            os.close(tells)
         with self._lock:
             self._group = process.pid
             if self._sent is not None:  # while it was being started
@@ -122,6 +134,25 @@ class _Process:
             self._sent = number
             if self._group:
                 _signal(self._group, number)
+
+
+@contextmanager
+def _listening(began: Callable[[], object]) -> Iterator[int]:
+    """A file for a process to write on, which closes it; calls when `PREPARING` is first on it."""
+    loop = asyncio.get_running_loop()
+    told, tells = os.pipe()
+
+    def listen() -> None:
+        loop.remove_reader(told)
+        if os.read(told, _SAID_BYTES).startswith(PREPARING.encode()):
+            began()
+
+    loop.add_reader(told, listen)
+    try:
+        yield tells
+    finally:
+        loop.remove_reader(told)
+        os.close(told)
 
 
 def _last_line(said: IO[bytes]) -> str:

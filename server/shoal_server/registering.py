@@ -7,7 +7,7 @@ is not loaded, also after a restart, until it is registered again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -50,6 +50,7 @@ class Registrar:
         pool: SessionPool[LoadedModel],
         store: RecordStore,
         events: Publisher,
+        came: Callable[[str, Sequence[str]], None],
         changed: Callable[[str], None],
     ) -> None:
         """Wire it.
@@ -60,6 +61,7 @@ class Registrar:
             pool: Has the sessions.
             store: Remembers what is deregistered.
             events: Are told.
+            came: Told of the versions that were read of a model.
             changed: Told of a model that can be served from now on, or can not.
         """
         self._registry = registry
@@ -67,6 +69,7 @@ class Registrar:
         self._pool = pool
         self._store = store
         self._events = events
+        self._came = came
         self._changed = changed
         # Held by who changes what is registered: changes come one after the other.
         self._turn = asyncio.Lock()
@@ -96,6 +99,7 @@ class Registrar:
             was_deregistered = name in self._registry.deregistered
             if was_deregistered:
                 await self._tasks.finish(self._take_back(name))
+            self._came(name, now.versions)
             meant = self._registry.meanings.bare(name)
             added = was_deregistered or not (was_known or before or meant)
             changed = before is not None and before != now

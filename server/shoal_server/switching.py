@@ -29,6 +29,7 @@ from shoal_server.lifecycle import LoadReason, UnloadReason
 from shoal_server.loading import LoadedModel
 from shoal_server.placement import Placement
 from shoal_server.registry.aliases import Alias, Target, check_targets, new_alias
+from shoal_server.registry.deprecations import check_not_refused
 from shoal_server.registry.event_log import Publisher
 from shoal_server.registry.events import NameSwitched, SwitchCause
 from shoal_server.registry.meanings import NamedTarget
@@ -98,7 +99,7 @@ class Switcher:
 
         Raises:
             InvalidInput: The name, or a target, can not be one.
-            FailedPrecondition: A model has that name.
+            FailedPrecondition: A model has that name, or a target is deprecated and refused.
             ShoalError: A target is not there or can not be loaded, or the change can not
                 be written; says why.
         """
@@ -113,6 +114,7 @@ class Switcher:
             ]
             check_targets(chosen, "targets")
             now_s = self._wall_clock()
+            check_not_refused(versions, now_s)
             current = self._registry.aliases.get(name)
             alias = current.switched(chosen, now_s) if current else new_alias(name, chosen, now_s)
             return await self._give(alias, versions, SwitchCause.SWITCH, began_s, keep_previous)
@@ -129,7 +131,7 @@ class Switcher:
 
         Raises:
             ModelNotFound: There is no such alias.
-            FailedPrecondition: It has no such revision, or nothing was before.
+            FailedPrecondition: It has no such revision, nothing was before, or that is refused.
             ShoalError: As `switch`.
         """
         async with self._turn(name):
@@ -141,6 +143,7 @@ class Switcher:
                 await self._registry.look_up(ModelRef(each.key.name, each.key.version))
                 for each in wanted.targets
             ]
+            check_not_refused(versions, self._wall_clock())
             return await self._give(alias, versions, SwitchCause.ROLLBACK, began_s, keep_previous)
 
     async def remove_alias(self, name: str) -> None:
@@ -178,7 +181,7 @@ class Switcher:
             What the name means now.
 
         Raises:
-            ShoalError: There is no such model or version, or it can not be loaded.
+            ShoalError: There is no such model or version, or it is refused or can not be loaded.
         """
         valid_name(name, "model")
         async with self._turn(name):
@@ -188,6 +191,7 @@ class Switcher:
             else:
                 ref = ModelRef(name, valid_name(version, "version"))
             fresh = await self._registry.look_up(ref)
+            check_not_refused([fresh] if version else [], self._wall_clock())
             old = self._meaning(name)
             is_resident = any(self._is_resident(key) for key in old)
 
@@ -308,12 +312,16 @@ class Switcher:
         keep_previous: bool,
     ) -> NameSwitched:
         with self._needing([version.key for version in versions]), ExitStack() as leases:
+            held = set()
             for key in old:
                 if (lease := self._pool.look_into(key)) is not None:
                     leases.callback(lease.release)
+                    held.add(key)
             if warm:
                 for version in versions:
-                    leases.callback((await self.warm(version)).release)
+                    # What is held may be on its way out: it would be waited for for ever.
+                    if version.key not in held:
+                        leases.callback((await self.warm(version)).release)
             warm_s = time.monotonic() - began_s
 
             async def commit() -> NameSwitched:

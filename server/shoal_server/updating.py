@@ -18,6 +18,7 @@ import math
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Literal
 from weakref import WeakValueDictionary
@@ -57,8 +58,8 @@ from shoal_server.verifying import Verifier
 log = structlog.get_logger(__name__)
 
 UpdateSource = Literal["repository", "hub"]
-Pull = Callable[[str], Awaitable[None]]
-"""Prepares what is newer of a model; raises UpdateFailed."""
+Pull = Callable[[str, Callable[[], object]], Awaitable[None]]
+"""Prepares what is newer of a model, and calls when it begins to; raises UpdateFailed."""
 
 _LONGEST_WAIT_S = 24 * 3600.0
 
@@ -221,9 +222,10 @@ class Updater:
 
     async def _prepare_newer(self, before: ModelKey) -> None:
         name = before.name
+        downloading = self._conditions.downloading(ModelKey(name, ""), "a newer version")
         try:
-            with self._conditions.downloading(ModelKey(name, ""), "a newer version is looked for"):
-                await self._pull(name)
+            with ExitStack() as shown:
+                await self._pull(name, lambda: shown.enter_context(downloading))
         except ShoalError as error:
             self._pulls[name] = self._failure(self._pulls.get(name), "", is_final=False)
             log.warning("pull_failed", model=name, reason=error.message)

@@ -200,7 +200,9 @@ class Verifier:
         if path not in files:
             raise NothingToCompare(
                 f"model {key} was prepared without vectors to compare it with: `shoal models pull "
-                f"{key.name} --version {key.version}` keeps some, then `shoal models reload {key}`",
+                f"{key.name} --version {key.version}` keeps some, then `shoal models reload {key}` "
+                "reads them; of a folder that was copied under this name, pull the original and "
+                "copy it again",
                 metadata={"model": key.name, "version": key.version},
             )
         repository.verify_files(key.name, key.version, {path: files[path]})
@@ -298,13 +300,16 @@ class Schedule:
         key = next_due(ready, self.verifier.outcomes, now_s, self.interval_s, tried)
         if key is None:
             return None
+        is_told = key in tried
         # Noted whatever becomes of it: what can not be verified takes nobody's turn.
         tried[key] = now_s
         try:
             await self.verifier.verify_version(self.registry.version(key))
         except ShoalError as error:
-            tell = log.info if isinstance(error, NothingToCompare) else log.warning
-            tell("not_verified", model=str(key), reason=error.message)
+            lacks = isinstance(error, NothingToCompare)  # as it will the next time
+            if not (lacks and is_told):
+                tell = log.info if lacks else log.warning
+                tell("not_verified", model=str(key), reason=error.message)
             return None
         del tried[key]
         return key

@@ -20,7 +20,14 @@ from typer.testing import CliRunner, Result
 from shoal_client import commands
 from shoal_client.commands import embed
 from tests.client import fake as fakes
-from tests.client.fake import DEPRECATED_MODEL, MODEL, FakeServer, overloaded, vectors_of
+from tests.client.fake import (
+    DEPRECATED_MODEL,
+    MODEL,
+    VERSION,
+    FakeServer,
+    overloaded,
+    vectors_of,
+)
 
 PROGRAM = "import typer; from shoal_client.commands import embed; typer.run(embed)"
 
@@ -61,6 +68,7 @@ def test_arguments_as_jsonl(shell: Shell) -> None:
         (0, 5, False),
         (1, 5, False),
     ]
+    assert {line["model"] for line in lines} == {f"{MODEL}@{VERSION}"}
     vectors = np.array([line["embedding"] for line in lines], dtype=np.float32)
     np.testing.assert_array_equal(vectors_of(["one", "two"]), vectors)
 
@@ -140,15 +148,16 @@ def test_format_wins_over_suffix(shell: Shell, tmp_path: Path) -> None:
 
 
 def test_options_reach_the_server(shell: Shell, fake: FakeServer) -> None:
-    """Model, dimensions, encoding, truncation, prompt, keep-alive and timeout."""
+    """Model, dimensions, encoding, truncation, prompt, routing key, keep-alive and timeout."""
     arguments = "--model m@2 --dimensions 4 --encoding int8 --no-truncate --prompt-name query"
-    (line,) = rows(shell.run(*arguments.split(), "--keep-alive", "-1", "--timeout", "9", "text"))
+    more = "--routing-key user-7 --keep-alive -1 --timeout 9"
+    (line,) = rows(shell.run(*arguments.split(), *more.split(), "text"))
     sent = next(call.request for call in fake.calls if call.method == "StreamRequest")
     assert sent.timeout_ms == 9000
     request = sent.request
     assert (request.model, request.dimensions, request.encoding) == ("m@2", 4, 3)
     assert (request.truncate, request.prompt_name) == (False, "query")
-    assert request.keep_alive_s == -1
+    assert (request.keep_alive_s, request.routing_key) == (-1, "user-7")
     assert isinstance(line["scale"], float)
 
 

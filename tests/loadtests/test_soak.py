@@ -106,6 +106,8 @@ def test_an_operation_may_end_as_it_is_documented_for_it() -> None:
         timeline.begin(fact, 2)
     for failure in (NOT_THERE, GOING_AWAY, NOT_NOW):
         assert is_documented_of("VerifyModel", failure, timeline, 2, 3)
+    assert is_documented_of("SwitchModel", NOT_NOW, timeline, 2, 3)
+    assert not is_documented_of("SwitchModel", NOT_NOW, timeline, 0, 1)
     assert is_documented_of("LoadModel", NOT_THERE, timeline, 2, 3)
     assert not is_documented_of("LoadModel", GOING_AWAY, timeline, 2, 3)
     assert not is_documented_of("VerifyModel", INTERNAL, timeline, 2, 3)

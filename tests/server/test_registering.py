@@ -26,7 +26,13 @@ async def test_only_what_came_after_the_first_look_is_added(tmp_path: Path) -> N
     index = RepositoryIndex(registry)
     pool: Any = bench.pool
     registrar = Registrar(
-        registry, index, pool, RecordStore(tmp_path / ".db"), published, lambda _: None
+        registry,
+        index,
+        pool,
+        RecordStore(tmp_path / ".db"),
+        published,
+        bench.states.came,
+        lambda _: None,
     )
     assert await index.names() == ["early"]
     make_tiny_model(tmp_path, "late")

@@ -8,10 +8,14 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from shoal.v1 import model_control_pb2 as control_pb
+from shoal.v1 import verification_pb2
+from shoal_server.registry.manifest import GRAPH_FILE, MODEL_FILE, ModelManifest
 from shoal_server.registry.store import STATE_FILE
+from tests.reference import keep_vectors
 from tests.running import RunningServer
 from tests.server.api.calls import KNOWN_TEXT, TIMEOUT_S, Connection, assert_no_surprise, eventually
 from tests.tiny_model import make_tiny_model
@@ -27,12 +31,18 @@ def root(tmp_path: Path) -> Path:
 
 
 def run_once(root: Path, ends_by: signal.Signals = signal.SIGTERM) -> None:
-    """A server in whose memory three models are, used differently often, when it ends."""
+    """A server in whose memory three models are, used differently often, when it ends.
+
+    The one that was used most was loaded anew since.
+    """
     with RunningServer(model_dir=root, preload="none") as server:
         with Connection(server.address) as connection:
             for name, times in (("rarely", 1), ("sometimes", 5), ("often", 10)):
                 for _ in range(times):
                     connection.embed(KNOWN_TEXT, model=name)
+            connection.unload("often")
+            eventually(lambda: noted(root) == {"rarely@1", "sometimes@1"}, "it left")
+            connection.load("often")
             connection.load("never")
             connection.unload("never")
             # Nobody waits for these records, which are written when there is time.
@@ -126,6 +136,70 @@ def test_a_pinned_one_is_pinned_again(root: Path) -> None:
 def pin(connection: Connection, model: str, pinned: bool) -> None:
     request = control_pb.PinModelRequest(model=model, pin=pinned)
     connection.control.PinModel(request, timeout=TIMEOUT_S)
+
+
+def test_a_name_goes_on_meaning_what_it_meant(root: Path) -> None:
+    """In lists and for the first request, though newer versions came while nobody served."""
+    run_once(root, signal.SIGKILL)
+    add_newer(root)
+    with (
+        RunningServer(model_dir=root, preload="none") as server,
+        Connection(server.address) as connection,
+    ):
+        assert connection.models()["often"].version == "1"
+        assert connection.embed(KNOWN_TEXT, model="often").version == "1"
+
+
+def test_a_name_that_nobody_asked_for_yet_is_updated(root: Path) -> None:
+    """From what it meant to the newest version that is good; nobody meets a bad one."""
+    run_once(root)
+    add_newer(root)
+    with (
+        RunningServer(
+            model_dir=root, preload="none", auto_update="repository", auto_update_interval_s=1
+        ) as server,
+        Connection(server.address) as connection,
+    ):
+        request = control_pb.WatchEventsRequest(
+            after_sequence=0, kinds=[control_pb.EVENT_KIND_MODEL_UPDATED]
+        )
+        events = connection.control.WatchEvents(request, timeout=TIMEOUT_S)
+        told = next(each.event.model_updated for each in events if each.HasField("event"))
+        events.cancel()
+        assert (told.model, told.before, told.after) == ("often", "1", "2")
+        assert connection.embed(KNOWN_TEXT, model="often").version == "2"
+
+
+def add_newer(root: Path) -> None:
+    """A second version, and a third that can not be loaded."""
+    make_tiny_model(root, "often", version="2", seed=2)
+    make_tiny_model(root, "often", version="3", replaced={GRAPH_FILE: b"no graph"})
+
+
+@pytest.mark.parametrize("how", ["by version", "default_version", "bad"])
+def test_a_name_may_mean_something_else(root: Path, how: str) -> None:
+    """What was asked for by its version alone, model.toml, and what is known to be bad decide."""
+    model = make_tiny_model(root, "marked")
+    keep_vectors(model, texts=("red",), vectors=-model.vector("red")[np.newaxis])
+    with (
+        RunningServer(model_dir=root, preload="none") as server,
+        Connection(server.address) as connection,
+    ):
+        connection.embed(KNOWN_TEXT, model="marked@1" if how == "by version" else "marked")
+        if how == "bad":
+            request = verification_pb2.VerifyModelRequest(model="marked")
+            connection.control.VerifyModel(request, timeout=TIMEOUT_S)
+        server.signal(signal.SIGTERM)
+        server.wait()
+    make_tiny_model(root, "marked", version="2", seed=2)
+    if how == "default_version":
+        (root / "marked" / MODEL_FILE).write_text(ModelManifest(default_version="2").to_toml())
+    with (
+        RunningServer(model_dir=root, preload="none") as server,
+        Connection(server.address) as connection,
+    ):
+        eventually(lambda: any("model_loaded" in line for line in server.output), "it is back")
+        assert connection.embed(KNOWN_TEXT, model="marked").version == "2"
 
 
 def test_after_kill_9_they_come_back_too(root: Path) -> None:

@@ -23,6 +23,7 @@ from shoal_server.errors import (
 from shoal_server.registering import Registrar
 from shoal_server.registry.findings import Finding, FoundBy, KnownBad, fingerprint
 from shoal_server.registry.index import RepositoryIndex
+from shoal_server.registry.labels import Deprecation, Labels
 from shoal_server.registry.meanings import NamedTarget
 from shoal_server.registry.registry import Registry
 from shoal_server.registry.repository import ModelRepository
@@ -80,6 +81,7 @@ class Parts:
             cast(Any, self.bench.pool),
             self.store,
             self.published,
+            self.bench.states.came,
             lambda _: None,
         )
         return asyncio.create_task(registrar.deregister("tiny"))
@@ -175,6 +177,26 @@ async def test_a_version_that_fails_to_load_changes_nothing(parts: Parts) -> Non
     parts.assert_unchanged()
 
 
+async def test_a_name_is_given_no_version_that_is_refused(parts: Parts) -> None:
+    """By a switch, a rollback or a pin: every request for it would fail. Before its date it is."""
+    await parts.switch(TWO)
+    refused = Labels(deprecation=Deprecation(0.0, refuse_after_s=1.0))
+    parts.registry.label(ModelRef("tiny", "1"), refused)
+    changes = (
+        parts.switch(ONE),
+        parts.switcher.roll_back("prod"),
+        parts.switcher.set_version_policy("tiny", "1"),
+    )
+    for change in changes:
+        with pytest.raises(FailedPrecondition, match="tiny@1 is deprecated; refused after"):
+            await change
+    assert (parts.meaning(), parts.registry.pins) == (TWO, {})
+    served = Labels(deprecation=Deprecation(0.0, refuse_after_s=1e11))
+    parts.registry.label(ModelRef("tiny", "1"), served)
+    await parts.switch(ONE)
+    assert parts.meaning() == ONE
+
+
 async def test_what_another_switch_is_about_to_point_at_is_not_taken_away(parts: Parts) -> None:
     """Its callers would wait for the load: no name means it yet, and one will in a moment."""
     gate = parts.store.gates["canary"]
@@ -187,6 +209,22 @@ async def test_what_another_switch_is_about_to_point_at_is_not_taken_away(parts:
     await canary
     await settle()
     assert parts.bench.pool.lease_resident(ONE) is not None
+
+
+async def test_what_leaves_memory_after_a_switch_is_not_waited_for_by_it(parts: Parts) -> None:
+    """An unloading waits for the switch, which does not wait for it in its turn."""
+    await parts.bench.use(ONE)
+    gate = parts.bench.loader.load_gates[TWO]
+    gate.close()
+    targets = [NamedTarget(ModelRef(key.name, key.version), 1) for key in (TWO, ONE)]
+    switch = asyncio.create_task(parts.switcher.switch("prod", targets))
+    await gate.reached.wait()
+    unload = asyncio.create_task(parts.bench.pool.unload(ONE))
+    await settle()
+    gate.open()
+    await asyncio.wait_for(switch, timeout=5.0)
+    await unload
+    assert parts.bench.pool.get(ONE) is None
 
 
 async def test_a_policy_is_of_a_model_and_not_of_a_version(parts: Parts) -> None:

@@ -44,9 +44,12 @@ class Hub:
 
     def __init__(self) -> None:
         self.asked: list[str] = []
+        self.has_newer = False
 
-    async def __call__(self, name: str) -> None:
+    async def __call__(self, name: str, began: Callable[[], object]) -> None:
         self.asked.append(name)
+        if self.has_newer:
+            began()
         raise UpdateFailed("the hub does not answer")
 
 
@@ -123,11 +126,15 @@ async def test_who_asks_for_an_update_does_not_wait(bench: Bench) -> None:
 
 
 async def test_it_shows_while_something_newer_is_prepared(bench: Bench) -> None:
-    """And not any longer afterwards, though it failed."""
+    """Not while that is looked for, and not any longer afterwards, though it failed."""
     seen: list[str | None] = []
     bench.conditions.observe(lambda key: seen.append(bench.conditions.of(key).downloading))
     await bench.updater.look("hub")
-    assert seen == ["a newer version is looked for", None]
+    assert seen == []
+    bench.hub.has_newer = True
+    with suppress(UpdateFailed):
+        await bench.updater.update("tiny", "hub")
+    assert seen == ["a newer version", None]
 
 
 ONE, TWO = ModelKey("tiny", "1"), ModelKey("tiny", "2")

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from structlog.testing import capture_logs
 
 from shoal_server.core import ModelKey
 from shoal_server.errors import (
@@ -20,6 +21,7 @@ from shoal_server.verifying import Schedule, embed_kept, next_due
 from tests.server.clock import Clock
 
 A, B, C = (ModelKey(name, "1") for name in "abc")
+READY_A = SimpleNamespace(key=A, state=State.READY, session=None)
 
 
 def at(at_s: float) -> Accuracy:
@@ -80,6 +82,28 @@ async def test_one_that_can_not_be_verified_keeps_nobody_from_a_turn(error: Shoa
         await schedule.look(tried)
         clock.now_s += 30.0
     assert asked == [A, B, A, B]
+
+
+async def test_that_there_is_nothing_to_compare_with_is_told_once() -> None:
+    """It will be so at the next interval, too."""
+    clock = Clock(1000.0)
+
+    async def verify_version(_: ModelKey) -> None:
+        raise NothingToCompare("none kept")
+
+    schedule = Schedule(
+        cast(Any, SimpleNamespace(outcomes={}, verify_version=verify_version)),
+        cast(Any, SimpleNamespace(version=lambda key: key)),
+        cast(Any, SimpleNamespace(residents=lambda: [READY_A])),
+        interval_s=100.0,
+        wall_clock=clock,
+    )
+    tried: dict[ModelKey, float] = {}
+    with capture_logs() as logged:
+        for _ in range(3):
+            await schedule.look(tried)
+            clock.now_s += 100.0
+    assert [each["event"] for each in logged] == ["not_verified"]
 
 
 class Failing:

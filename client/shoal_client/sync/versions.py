@@ -54,7 +54,8 @@ class VersionsClient(ClientBase):
 
         Raises:
             ModelNotFoundError: There is no such model or version.
-            FailedPreconditionError: It can not be loaded, or the alias is a model's name.
+            FailedPreconditionError: It can not be loaded, or is deprecated and refused, or the
+                alias is a model's name.
         """
         request = new_switch_request(alias, targets, keep_previous)
         response = self._call(
@@ -84,7 +85,8 @@ class VersionsClient(ClientBase):
 
         Raises:
             ModelNotFoundError: There is no such alias.
-            FailedPreconditionError: There is no such revision, or nothing before.
+            FailedPreconditionError: There is no such revision, or nothing before, or what was is
+                deprecated and refused.
         """
         request = RollbackModelRequest(
             alias=alias, revision=whole(revision, "revision"), keep_previous=keep_previous
@@ -153,6 +155,7 @@ class VersionsClient(ClientBase):
 
         Raises:
             ModelNotFoundError: There is no such model or version.
+            FailedPreconditionError: It can not be loaded, or is deprecated and refused.
         """
         request = SetVersionPolicyRequest(model=model, version=version)
         return self._call(
@@ -218,7 +221,7 @@ class VersionsClient(ClientBase):
 
         Args:
             model: "name" for all its versions, or "name@version" for one.
-            replacement: What to ask for instead.
+            replacement: What to ask for instead: a model, version or alias that there is.
             message: For people.
             refuse_after: From then on requests for it fail. Default: never.
             deprecated: False takes it back.
@@ -226,7 +229,7 @@ class VersionsClient(ClientBase):
             request_id: See the class.
 
         Raises:
-            ModelNotFoundError: There is no such model or version.
+            ModelNotFoundError: There is no such model or version, or no such replacement.
         """
         request = DeprecateModelRequest(model=model)
         if deprecated:

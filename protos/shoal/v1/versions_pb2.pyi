@@ -265,7 +265,7 @@ class SwitchModelRequest(_message.Message):
     """
     @_builtins.property
     def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___AliasTarget]:
-        """At least one, at most 16; no aliases. Several share the traffic by weight: a request
+        """At least one, at most 16; no aliases, and none that is deprecated and refused. Several share the traffic by weight: a request
         with a routing_key always gets the same one, others are drawn.
         """
 
@@ -329,7 +329,8 @@ class RollbackModelRequest(_message.Message):
     """NOT_FOUND when there is none of that name."""
     revision: _builtins.int
     """A number of its history. Default: what served before the last switch; called again,
-    what served before that. FAILED_PRECONDITION when there is none.
+    what served before that. FAILED_PRECONDITION when there is none, or what was is deprecated
+    and refused.
     """
     keep_previous: _builtins.bool
     """As in SwitchModelRequest."""
@@ -495,7 +496,8 @@ class SetVersionPolicyRequest(_message.Message):
     model: _builtins.str
     """Name of a model, without version."""
     version: _builtins.str
-    """What the bare name means from now on; NOT_FOUND when it is not prepared. Empty:
+    """What the bare name means from now on; NOT_FOUND when it is not prepared,
+    FAILED_PRECONDITION when it is deprecated and refused. Empty:
     model.toml's default_version, else the newest that is not known to be bad, else the
     newest.
     """
@@ -554,7 +556,9 @@ class Deprecation(_message.Message):
     message: _builtins.str
     """For people; may be empty. At most 500 characters."""
     replacement: _builtins.str
-    """What to ask for instead: "name", "name@version" or an alias; may be empty."""
+    """What to ask for instead: "name", "name@version" or an alias; may be empty. NOT_FOUND when
+    there is none such.
+    """
     @_builtins.property
     def since(self) -> _timestamp_pb2.Timestamp:
         """When it was deprecated; ignored in requests."""

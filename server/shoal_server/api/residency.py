@@ -90,10 +90,14 @@ def write_departures(pool: SessionPool[LoadedModel]) -> list[pb.ModelDeparture]:
 
 
 def wall_clock(monotonic_s: float) -> timestamp_pb2.Timestamp:
-    """The time of day at a moment of the monotonic clock."""
+    """The time of day at a moment of the monotonic clock.
+
+    To the millisecond: the two clocks are not read at once, and the same moment shall read the
+    same in the next answer.
+    """
     ago_s = time.monotonic() - monotonic_s
     timestamp = timestamp_pb2.Timestamp()
-    timestamp.FromNanoseconds(time.time_ns() - int(ago_s * 1e9))
+    timestamp.FromMilliseconds(round((time.time() - ago_s) * 1e3))
     return timestamp
 
 

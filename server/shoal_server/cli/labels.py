@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from shoal.v1 import versions_pb2 as pb
+from shoal_server.cli.output import in_utc
 from shoal_server.cli.remote import Address, CaFile, Server, ServerName, Timeout, Tls
 
 _Ref = Annotated[
@@ -59,8 +60,8 @@ def deprecate(
         deprecation.refuse_after.FromDatetime(refuse_after.replace(tzinfo=UTC))
     request = pb.DeprecateModelRequest(model=ref, deprecation=deprecation)
     with Server(address, tls, ca_file, server_name).control() as control:
-        control.DeprecateModel(request, timeout=timeout_s)
-    typer.echo(f"{ref}: deprecated")
+        told = control.DeprecateModel(request, timeout=timeout_s).deprecation
+    typer.echo(f"{ref}: deprecated{_refused(told)}")
 
 
 def undeprecate(
@@ -75,6 +76,15 @@ def undeprecate(
     with Server(address, tls, ca_file, server_name).control() as control:
         control.DeprecateModel(pb.DeprecateModelRequest(model=ref), timeout=timeout_s)
     typer.echo(f"{ref}: not deprecated")
+
+
+def _refused(told: pb.Deprecation) -> str:
+    """From when on, by the server's clock."""
+    if not told.HasField("refuse_after"):
+        return ""
+    if told.refuse_after.ToNanoseconds() <= told.since.ToNanoseconds():
+        return "; requests for it are refused from now on"
+    return f"; requests for it are refused after {in_utc(told.refuse_after)}"
 
 
 COMMANDS: dict[str, Callable[..., None]] = {

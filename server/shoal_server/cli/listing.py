@@ -28,6 +28,8 @@ def list_models(
 ) -> None:
     """List models and their versions; * marks the one that the bare name means.
 
+    A version is broken when its manifest can not be read or a file is missing; what is in the
+    files, `shoal models verify` compares.
     Why one is broken, `shoal models show` and --json tell. What a running server has,
     `shoal models find` tells.
     """
@@ -84,6 +86,7 @@ def _row(repository: ModelRepository, name: str, version: str, default: str | No
     is_default = version == default
     try:
         manifest = repository.version_manifest(name, version)
+        repository.look_for_files(name, version, manifest.files)
     except ShoalError as error:
         return _Row(name, version, is_default, state="broken", error=str(error))
     return _Row(

@@ -15,6 +15,7 @@ from shoal_server.cli.config import config
 from shoal_server.cli.health import health
 from shoal_server.cli.models import models_app
 from shoal_server.cli.options import with_settings
+from shoal_server.cli.remote import own_address
 from shoal_server.cli.settings import settings
 from shoal_server.inference.devices import runtime_conflict
 from shoal_server.settings_sources import LoadedSettings
@@ -53,14 +54,17 @@ def serve(loaded: LoadedSettings) -> None:
 
 def make_app() -> typer.Typer:
     """The command with everything that is installed."""
+    plugins = metadata.entry_points(group=_PLUGINS)
     app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
-    app.callback()(_root)
+    # The SDK does not know these settings; its command finds the same server as the others.
+    addresses = {plugin.name: {"address": own_address} for plugin in plugins}
+    app.callback(context_settings={"default_map": addresses})(_root)
     app.command("serve")(with_settings(serve))
     app.command("config")(with_settings(config))
     app.command("health")(health)
     app.command("settings")(settings)
     app.add_typer(models_app, name="models")
-    for plugin in metadata.entry_points(group=_PLUGINS):
+    for plugin in plugins:
         try:
             app.command(plugin.name)(plugin.load())
         except ImportError as error:

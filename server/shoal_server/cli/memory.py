@@ -44,7 +44,12 @@ def memory(
     ca_file: CaFile = None,
     server_name: ServerName = "",
 ) -> None:
-    """Show the memory of a running server's devices, who is in it, warm, or left it last."""
+    """Show the memory of a running server's devices, who is in it, warm, or left it last.
+
+    Bytes of a model: what its load added where that could be told apart, else what is expected
+    of its files. Idle left "for ever": it is pinned, or a request's keep-alive or a time-out of 0
+    says so; `show NAME --live` tells of the first two.
+    """
     with Server(address, tls, ca_file, server_name).control() as control:
         info = control.GetServerInfo(pb.GetServerInfoRequest(), timeout=timeout_s)
     if as_json:

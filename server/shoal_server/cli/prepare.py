@@ -16,6 +16,7 @@ from rich.console import Console
 from shoal_server.cli.local import ModelDir, Ref, fail, plain_errors
 from shoal_server.cli.output import megabytes
 from shoal_server.core import ModelRef, Pooling
+from shoal_server.pulling import PREPARING
 from shoal_server.registry.manifest import VariantManifest, VersionManifest
 from shoal_server.registry.repository import ModelRepository
 
@@ -93,8 +94,9 @@ def pull(
             with ConsoleProgress(Console(stderr=True)) as progress:
                 if if_newer:
                     newest = pull_newer(
-                        source or DEFAULT_MODEL, ModelRepository(model_dir), environment, progress
-                    )
+                        source or DEFAULT_MODEL, ModelRepository(model_dir), environment, progress,
+                        began=lambda key: typer.echo(f"{PREPARING}{key}"),
+                    )  # fmt: skip
                     what = "prepared" if newest.is_new else "the newest there is"
                     typer.echo(f"{newest.key}: {what}: {_summary(newest.manifest)}")
                     return

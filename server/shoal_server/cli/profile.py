@@ -137,7 +137,7 @@ def _check_plot(path: Path) -> None:
     except ImportError:
         typer.echo(
             "shoal: --plot needs matplotlib: pip install 'shoal-server[plot]'; "
-            "`--show --plot` draws what was measured without it",
+            "what is measured without --plot is kept, and `--show --plot` draws it then",
             err=True,
         )
         raise typer.Exit(1) from None

@@ -41,7 +41,10 @@ def register(
         what = "registered"
     else:
         what = "read anew" if answer.changed else "known, and as it was"
-    outdated = "; another version is in memory, and served until `shoal models load`"
+    outdated = (
+        f"; that is in memory and serves on, {name} means another version once "
+        f"`shoal models load {name}` has loaded it"
+    )
     typer.echo(f"{name}{version}: {what}{outdated if answer.outdated else ''}")
 
 

@@ -25,6 +25,7 @@ from shoal_server.cli.output import (
 )
 from shoal_server.cli.remote import Address, CaFile, Server, ServerName, Timeout, Tls
 from shoal_server.core import ModelKey, ModelRef
+from shoal_server.errors import ModelFileCorrupt
 from shoal_server.registry.repository import ModelRepository
 
 _ENUM_PREFIX = re.compile(
@@ -115,15 +116,26 @@ def _version_table(versions: Iterable[pb.ModelInfo]) -> Table:
 
 
 def _prepared(repository: ModelRepository, key: ModelKey) -> dict[str, object]:
+    manifest = repository.version_manifest(key.name, key.version)
     return {
         "name": key.name,
         "version": key.version,
         "folder": str(repository.version_folder(key.name, key.version)),
         "size_bytes": repository.size_bytes(key.name, key.version),
         "model": repository.model_manifest(key.name).model_dump(mode="json"),
-        "files": repository.version_manifest(key.name, key.version).model_dump(mode="json"),
+        "problem": _problem(repository, key, manifest.files),
+        "files": manifest.model_dump(mode="json"),
         "variants": _variants(repository, key),
     }
+
+
+def _problem(repository: ModelRepository, key: ModelKey, files: Iterable[str]) -> str:
+    """Which of its files is missing; empty: none."""
+    try:
+        repository.look_for_files(key.name, key.version, files)
+    except ModelFileCorrupt as error:
+        return error.message
+    return ""
 
 
 def _variants(repository: ModelRepository, key: ModelKey) -> dict[str, object]:

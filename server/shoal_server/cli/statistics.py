@@ -95,7 +95,7 @@ def _models(answer: pb.GetStatisticsResponse) -> Table:
     for model in answer.models:
         name, since_start = _name(model), answer.since_start
         if model.since_start.requests:
-            rows = [(_time(since_start), *_row(model.since_start, since_start))]
+            rows = [(_start(answer), *_row(model.since_start, since_start))]
             if not _is_young(answer):
                 rows.insert(0, (_time(answer.recent), *_row(model.recent, answer.recent)))
             for row in rows:
@@ -103,7 +103,7 @@ def _models(answer: pb.GetStatisticsResponse) -> Table:
                 name = ""
         table.add_row(name, "all time", *_totals_row(model.all_time))
     if not answer.models:
-        table.add_row("no requests yet", _time(answer.since_start))
+        table.add_row("no requests yet", _start(answer))
     return table
 
 
@@ -136,7 +136,7 @@ def _usage(answer: pb.GetStatisticsResponse) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("caller", no_wrap=True)
     table.add_column("model", no_wrap=True)
-    recent, start = _time(answer.recent), _time(answer.since_start)
+    recent, start = _time(answer.recent), _start(answer)
     since = 1 if _is_young(answer) else 0
     for span in (recent, start, "all time")[since:]:
         for title in ("requests", "failed", "items", "tokens"):
@@ -154,6 +154,11 @@ def _usage(answer: pb.GetStatisticsResponse) -> Table:
 def _is_young(answer: pb.GetStatisticsResponse) -> bool:
     """Whether the window reaches back to the start: once is enough then."""
     return _time(answer.recent) == _time(answer.since_start)
+
+
+def _start(answer: pb.GetStatisticsResponse) -> str:
+    """The time since the start, so that it does not read like a window."""
+    return f"{_time(answer.since_start)} since start"
 
 
 def _gpu(gpu: pb.GpuStatistics) -> str:

@@ -29,13 +29,16 @@ def begin_watching(instruments: Instruments, models: Models, exits: AsyncExitSta
         exits.callback(watching.cancel)
 
 
+async def recall_names(instruments: Instruments, models: Models) -> None:
+    """Before the server serves: bare names mean what they meant when it ended."""
+    if (back := _return(instruments, models)) is not None:
+        await back.recall_names(models.residents)
+
+
 def begin_activities(instruments: Instruments, models: Models, exits: AsyncExitStack) -> None:
     """Once the server serves: the rest."""
     settings = instruments.settings
-    # What another server on this repository has in memory is not this one's.
-    if settings.restore_models and not models.store.problem:
-        free = free_memory(settings, models)
-        back = Return(models.registry, models.pool, models.placement, free)
+    if (back := _return(instruments, models)) is not None:
         _begin(back.bring_back(models.residents), exits)
     else:
         _begin(models.residents.forget_former(), exits)
@@ -65,11 +68,22 @@ def begin_reading(
         # One at a time: a thread that reads a thousand would hold up requests.
         for name in names:
             if name not in models.registry.deregistered:
-                await models.catalog.index.look_at(name)
+                _, files = await models.catalog.index.look_at(name)
+                models.states.came(name, files.versions if files else ())
                 await refresh(name)
         log.info("models_read", models=len(names), seconds=round(time.monotonic() - began_s, 3))
 
     _begin(read(), exits)
+
+
+def _return(instruments: Instruments, models: Models) -> Return | None:
+    """What brings back what was in memory; None: nothing is to come back."""
+    settings = instruments.settings
+    # What another server on this repository has in memory is not this one's.
+    if not settings.restore_models or models.store.problem:
+        return None
+    free = free_memory(settings, models)
+    return Return(models.registry, models.pool, models.placement, free)
 
 
 def _begin(work: Coroutine[None, None, None], exits: AsyncExitStack) -> None:

@@ -36,6 +36,7 @@ from shoal_server.residency.churn import ChurnObserver
 from shoal_server.residency.free_memory import FreeMemory
 from shoal_server.residency.load_findings import LoadFindings
 from shoal_server.residency.memory_probe import MemoryProbe
+from shoal_server.residency.mended import Mended
 from shoal_server.residency.model_states import ModelStates
 from shoal_server.residency.pool import SessionPool
 from shoal_server.residency.pressure_monitor import PressureMonitor
@@ -116,7 +117,7 @@ async def open_models(
     memory_telemetry = MemoryTelemetry(
         instruments.metrics, lambda *change: instruments.events.publish(PressureChanged(*change))
     )
-    residents = ResidentRecords(store, settings.statistics_write_s)
+    residents = ResidentRecords(store, registry.meanings, settings.statistics_write_s)
     kept_statistics = _keep_statistics(instruments, store)
     exits.push_async_callback(kept_statistics.close)
     preloader = _make_preloader(instruments)
@@ -157,7 +158,9 @@ async def open_models(
     switcher = Switcher(registry, pool, placement, store, instruments.events)
     exits.push_async_callback(switcher.close)
     outcomes = remembered_outcomes(store)
-    catalog = Catalog(registry, pool, placement, pins, states, outcomes)
+    catalog = Catalog(
+        registry, pool, placement, pins, states, outcomes, Mended(findings, pool)
+    )  # fmt: skip
     upkeep = open_upkeep(
         instruments, registry=registry, pool=pool, placement=placement, loader=loader,
         switcher=switcher, conditions=conditions, findings=findings, store=store,
@@ -165,7 +168,7 @@ async def open_models(
     )  # fmt: skip
     registrar = Registrar(
         registry, catalog.index, pool, store, instruments.events,
-        lambda name: changed(ModelKey(name, "")),
+        states.came, lambda name: changed(ModelKey(name, "")),
     )  # fmt: skip
     exits.push_async_callback(registrar.close)
     return Models(

@@ -9,7 +9,7 @@ Everything is made in a scratch folder inside the repository and appears by one 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from shoal_server.core import ModelKey, Pooling, valid_name
@@ -113,7 +113,11 @@ def pull(
 
 
 def pull_newer(
-    name: str, repository: ModelRepository, environment: ExportEnvironment, progress: Progress
+    name: str,
+    repository: ModelRepository,
+    environment: ExportEnvironment,
+    progress: Progress,
+    began: Callable[[ModelKey], None] = lambda key: None,
 ) -> Newest:
     """Prepare another version of a model, if its source has another revision by now.
 
@@ -122,6 +126,7 @@ def pull_newer(
         repository: Has it.
         environment: As in `pull`.
         progress: Told of each step.
+        began: Told which version is prepared from now on, if any is.
 
     Raises:
         PreparationError: The source does not answer, or the revision can not be prepared.
@@ -143,6 +148,7 @@ def pull_newer(
             return Newest(ModelKey(name, version), manifest, is_new=False)
     key = ModelKey(name, version_after(versions[-1]))
     pooling = manifests[-1][1].pooling if manifests else None
+    began(key)
     with disk_full_told(), scratch_folder(repository.root) as scratch:
         workshop = Workshop(scratch, environment, progress)
         staged = scratch / "version"

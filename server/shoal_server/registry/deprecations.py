@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import structlog
 
@@ -56,3 +56,14 @@ class DeprecationWarnings:
         else:
             self._unsaid[key] = self._unsaid.get(key, 0) + 1
         deprecation.check(key, self._wall_clock())
+
+
+def check_not_refused(versions: Iterable[ModelVersion], now_s: float) -> None:
+    """Refuse to give a name versions that requests would be refused for.
+
+    Raises:
+        FailedPrecondition: One is deprecated and not served any longer.
+    """
+    for version in versions:
+        if version.deprecation is not None:
+            version.deprecation.check(version.key, now_s)

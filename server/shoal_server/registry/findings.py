@@ -148,11 +148,14 @@ class Findings:
             self._set(key, None)
             self._tasks.start(self._write(key))
 
-    async def drop_outdated(self, *keys: ModelKey) -> None:
+    async def drop_outdated(
+        self, *keys: ModelKey, outdated: Callable[[ModelKey], None] = lambda key: None
+    ) -> None:
         """Forget what was found of files that are others now, or gone.
 
         Args:
             keys: Versions; none: all of which anything is known.
+            outdated: Told of each before that is forgotten.
         """
         known = [
             ModelKey(name, version) for name, found in self._found.items() for version in found
@@ -162,6 +165,7 @@ class Findings:
             if found is None or found.files == await self._fingerprint(key):
                 continue
             if self.of(key) is found:  # else something else was found meanwhile
+                outdated(key)
                 await self._drop(key)
 
     async def close(self) -> None:

@@ -26,6 +26,8 @@ class Meanings:
         self._default_model = default_model
         self._by_text: dict[str, ModelVersion] = {}
         self._splits: dict[str, Split[ModelVersion]] = {}
+        self.meant: Callable[[ModelKey], None] = lambda key: None
+        """Told of each version that a bare name means from now on."""
 
     def known(self, text: str, routing_key: str = "") -> ModelVersion | None:
         """What `text` stands for, if that was asked before.
@@ -56,6 +58,8 @@ class Meanings:
         self.clear(text)  # with a target more than before it is shared now, or the reverse
         if len(versions) == 1:
             self._by_text |= dict.fromkeys(self._synonyms(text), versions[0])
+            if versions[0].key.name == text:
+                self.meant(versions[0].key)
             return
         split = shared(text, zip(targets, versions, strict=True))
         self._splits |= dict.fromkeys(self._synonyms(text), split)

@@ -81,6 +81,8 @@ class Former:
     device: str
     uses: float
     """Requests; those of earlier runs of the server count less."""
+    is_meant: bool
+    """Whether its model's bare name means it."""
 
 
 def former_residents(store: RecordStore) -> list[Former]:
@@ -93,7 +95,7 @@ def former_change(key: ModelKey, former: Former | None) -> Change:
     """To write that a version is in memory, or that it is not."""
     if former is None:
         return Change(_RESIDENT, str(key), None)
-    record = {"device": former.device, "uses": former.uses}
+    record = {"device": former.device, "uses": former.uses, "is_meant": former.is_meant}
     return Change(_RESIDENT, str(key), record)
 
 
@@ -128,7 +130,7 @@ def _read_former(text: str, record: Record) -> Former:
     uses = record["uses"]
     if not isinstance(uses, int | float):
         raise TypeError("uses is a number")
-    return Former(read_key(text), device, float(uses))
+    return Former(read_key(text), device, float(uses), record.get("is_meant") is True)
 
 
 def _read_deregistered(name: str, _: Record) -> str:

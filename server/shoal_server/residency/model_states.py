@@ -58,6 +58,10 @@ class InMemory(Protocol):
     def pinned(self) -> bool:
         """Whether it stays whatever happens."""
 
+    @property
+    def keep_alive_s(self) -> float | None:
+        """What a request said last of how long it may be idle; negative: for ever."""
+
 
 class Memory(Protocol):
     """What is known of memory; see `residency.pool.SessionPool`."""
@@ -145,6 +149,11 @@ class ModelStates:
             self._places[key] = place
         return facts
 
+    def came(self, name: str, versions: Iterable[str]) -> None:
+        """A model's files were read: tell what is known of these versions already."""
+        for version in versions:
+            self.advance(ModelKey(name, version))
+
     def noted(self, key: ModelKey) -> None:
         """Something was noted of a version, or, where `key` has none, of a model."""
         keys = {key} if key.version else set(self._versions.versions_known(key.name))
@@ -186,4 +195,6 @@ def _reason(resident: InMemory) -> str:
         return str(resident.why_unloading)
     if resident.state is State.LOADING:
         return str(resident.why_loaded)
-    return "pinned" if resident.pinned else ""
+    if resident.pinned:
+        return "pinned"
+    return "kept for ever: a request's keep-alive" if (resident.keep_alive_s or 0) < 0 else ""

@@ -156,6 +156,37 @@ def test_an_update_of_a_name_that_does_not_load_finds_what_does(board: Board, ro
     assert [each.model for each in done.bad_versions] == ["tiny@2"]
 
 
+@pytest.mark.parametrize("look", ["get", "list", "discover"])
+def test_who_looks_sees_that_a_version_was_mended(board: Board, root: Path, look: str) -> None:
+    """Without a load: it is registered again, and not the newest only."""
+    add(root, "tiny", "3")
+    broken = make_tiny_model(root, version="2", replaced={GRAPH_FILE: b"no graph"})
+    refusal(lambda: board.version_of("tiny@2"))
+    eventually(lambda: board.get("tiny@2").state == control_pb.MODEL_STATE_ERROR, "it is known")
+    whole = make_tiny_model(root.parent / "side", version="2")
+    for path in whole.folder.iterdir():
+        path.rename(broken.folder / path.name)
+    if look == "discover":
+        board.control.DiscoverModels(versions_pb.DiscoverModelsRequest(), timeout=TIMEOUT_S)
+    elif look == "list":
+        request = control_pb.ListModelsRequest(scope=control_pb.MODEL_SCOPE_EVERY_VERSION)
+        models = board.control.ListModels(request, timeout=TIMEOUT_S).models
+        states = {each.version: each.state for each in models}
+        assert states["2"] == control_pb.MODEL_STATE_REGISTERED
+    assert board.get("tiny@2").state == control_pb.MODEL_STATE_REGISTERED
+
+
+def test_what_is_in_memory_is_bad_though_its_files_are_others(board: Board, root: Path) -> None:
+    """It serves the files as they were, until it is reloaded."""
+    bad = add(root, "tiny", "2", good=False)
+    board.embed("red", model="tiny@2")
+    assert not board.verify("tiny@2")
+    keep_vectors(bad, texts=("red", "blue"))
+    assert board.get("tiny@2").state == control_pb.MODEL_STATE_ERROR
+    board.reload("tiny@2")
+    assert board.get("tiny@2").state == control_pb.MODEL_STATE_READY
+
+
 def test_a_reload_that_failed_is_seen_afterwards(board: Board, root: Path) -> None:
     """As an event and beside the state, which stays ready; until one goes well."""
     board.load("tiny")

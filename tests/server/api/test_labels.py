@@ -97,10 +97,10 @@ def test_a_deprecated_version_serves_and_says_so(board: LabelBoard) -> None:
 
 def test_a_deprecated_model_is_deprecated_in_every_version(board: LabelBoard) -> None:
     """Until it is taken back; a version's own deprecation comes first."""
-    board.deprecate("tiny", replacement="other")
-    board.deprecate("tiny@2", replacement="third")
-    assert board.embed_told("tiny@1")[1] == "tiny@1; replacement=other"
-    assert board.embed_told("tiny@2")[1] == "tiny@2; replacement=third"
+    board.deprecate("tiny", replacement="tiny@2")
+    board.deprecate("tiny@2", replacement="tiny@1")
+    assert board.embed_told("tiny@1")[1] == "tiny@1; replacement=tiny@2"
+    assert board.embed_told("tiny@2")[1] == "tiny@2; replacement=tiny@1"
     board.undeprecate("tiny")
     assert board.embed_told("tiny@1")[1] is None
 
@@ -174,6 +174,19 @@ def test_what_is_wrong_is_refused_and_named(board: LabelBoard) -> None:
     assert bad.fields == ("deprecation.replacement",)
     long = refusal(lambda: board.deprecate("tiny", message="x" * 501))
     assert long.fields == ("deprecation.message",)
+
+
+@pytest.mark.parametrize("replacement", ["nope", "nope@1", "tiny@9"])
+def test_a_replacement_must_be_there(board: LabelBoard, replacement: str) -> None:
+    """Else callers would be told to ask for what is not; an alias will do."""
+    bad = refusal(lambda: board.deprecate("tiny@1", replacement=replacement))
+    assert bad.code is grpc.StatusCode.NOT_FOUND
+    assert bad.message.startswith("deprecation.replacement: ")
+    assert not board.get("tiny@1").HasField("deprecation")
+    target = versions_pb.AliasTarget(model="tiny@2")
+    request = versions_pb.SwitchModelRequest(alias="prod", targets=[target])
+    board.control.SwitchModel(request, timeout=TIMEOUT_S)
+    assert board.deprecate("tiny@1", replacement="prod").replacement == "prod"
 
 
 def test_labels_outlast_the_server(board: LabelBoard, server: RunningServer, root: Path) -> None:

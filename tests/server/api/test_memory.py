@@ -11,6 +11,7 @@ import pytest
 
 from shoal.v1 import model_control_pb2 as control_pb
 from shoal_client import Client
+from shoal_server.api.residency import wall_clock
 from tests.running import RunningServer
 from tests.tiny_model import make_tiny_model
 
@@ -46,6 +47,11 @@ def unloaded(connection: Connection, name: str) -> control_pb.ModelInfo:
     """The model, once it has left memory."""
     eventually(lambda: connection.models()[name].state == REGISTERED, f"{name} has left memory")
     return connection.models()[name]
+
+
+def test_a_moment_is_told_to_the_millisecond() -> None:
+    """So that the same one reads the same in the next answer, though the clocks are two."""
+    assert wall_clock(1234.5678).nanos % 1_000_000 == 0
 
 
 def test_an_idle_model_leaves_and_comes_back(memory: Connection) -> None:

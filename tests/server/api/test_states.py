@@ -56,14 +56,31 @@ def events(connection: Connection, model: str, count: int) -> list[State]:
     return [(_name(each.after), each.reason) for each in found]
 
 
+def test_what_is_remembered_is_told_though_nobody_looks(root: Path) -> None:
+    """Of each version, when it is said and when the server has read it after a restart."""
+    make_tiny_model(root, version="2")
+    for is_first in (True, False):
+        with (
+            RunningServer(model_dir=root, preload="none", default_model="tiny") as server,
+            Connection(server.address) as connection,
+        ):
+            if is_first:
+                request = versions_pb2.DeprecateModelRequest(model="tiny")
+                request.deprecation.message = "no more"
+                connection.control.DeprecateModel(request, timeout=TIMEOUT_S)
+            for version in ("1", "2"):
+                (told,) = events(connection, f"tiny@{version}", 1)
+                assert told == ("deprecated", f"tiny@{version} is deprecated: no more")
+
+
 def _name(value: pb.ModelState.ValueType) -> str:
     return pb.ModelState.Name(value).removeprefix("MODEL_STATE_").lower()
 
 
 def test_a_deprecation_shows_in_memory_and_out_of_it(connection: Connection) -> None:
     """With its notice; residency says whether it is in memory, a filter finds it."""
-    notice = "tiny@1 is deprecated; use other"
-    deprecation = versions_pb2.Deprecation(replacement="other")
+    notice = "tiny@1 is deprecated; use broken"
+    deprecation = versions_pb2.Deprecation(replacement="broken")
     connection.control.DeprecateModel(
         versions_pb2.DeprecateModelRequest(model="tiny", deprecation=deprecation),
         timeout=TIMEOUT_S,

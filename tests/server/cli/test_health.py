@@ -75,6 +75,16 @@ def test_a_server_that_does_not_answer_exits_1_in_time(shoal: Shoal) -> None:
     assert "DEADLINE_EXCEEDED" in line
 
 
+def test_the_address_is_where_a_server_would_listen(
+    shoal: Shoal, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the server's settings, for the SDK's command as for the server's own."""
+    monkeypatch.setenv("SHOAL_GRPC_PORT", address.rpartition(":")[2])
+    assert shoal("health").exit_code == 0
+    embedding = shoal("embed", "red")  # this one embeds nothing, but it says so
+    assert (embedding.exit_code, "Method not found" in embedding.stderr) == (1, True)
+
+
 def test_the_address_may_come_from_the_environment(
     shoal: Shoal, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

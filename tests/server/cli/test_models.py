@@ -201,6 +201,17 @@ def test_list_shows_what_is_broken(shell: Shell) -> None:
     }
 
 
+def test_a_missing_file_is_told(shell: Shell) -> None:
+    """By the list and by what is shown of the version: it can not be loaded."""
+    make_tiny_model(shell.root)
+    (shell.root / "tiny" / "1" / "tokenizer.json").unlink()
+    (row,) = json.loads(shell("list", "--json").stdout)
+    shown = json.loads(shell("show", "tiny", "--json").stdout)
+    assert row["state"] == "broken"
+    for problem in (row["error"], shown["problem"]):
+        assert "tokenizer.json is missing" in problem
+
+
 def break_manifest(root: Path, name: str) -> None:
     (root / name).mkdir(parents=True, exist_ok=True)
     (root / name / "model.toml").write_text("source = [")

@@ -102,3 +102,13 @@ def test_listing_the_repository(shoal: Shoal, root: Path) -> None:
     assert models(shoal, "list", *where) == ["plain", "small"]
     assert models(shoal, "list", "--precision", "int8", *where) == ["small"]
     assert models(shoal, "list", "--language", "zh-hant", *where) == ["small"]
+
+
+def test_a_newer_version_beside_the_one_in_memory_is_told(tmp_path: Path, shoal: Shoal) -> None:
+    """The one that is named is the one in memory."""
+    make_tiny_model(tmp_path)
+    with RunningServer(model_dir=tmp_path, default_model="tiny", preload="tiny") as server:
+        make_tiny_model(tmp_path, version="2")
+        told = shoal("models", "register", "tiny", "--address", server.address).stdout
+    assert told.startswith("tiny@1: ")
+    assert "; that is in memory and serves on, tiny means another version once" in told

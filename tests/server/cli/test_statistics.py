@@ -120,7 +120,7 @@ def test_the_table(shoal: Shoal, address: str) -> None:
     lines = result.stdout.splitlines()
     numbers = ["90", "6", "120", "2.0", "100", "3", "6.0", "2.0", "4.0", "5.0", "9.0", "0.5", "1.3"]
     assert cells(lines[1]) == ["tiny@1", "60", "s", *numbers]
-    assert cells(lines[2])[:5] == ["10.0", "h", "90", "6", "120"]
+    assert cells(lines[2])[:7] == ["10.0", "h", "since", "start", "90", "6", "120"]
     assert cells(lines[3]) == ["all", "time", "900", "7", "1000", "0"]
     assert cells(lines[4])[:4] == ["old@1", "all", "time", "3"]
     assert cells(lines[5])[:5] == ["(unknown)", "60", "s", "2", "2"]
@@ -135,10 +135,10 @@ def test_a_young_server(shoal: Shoal, fake: Answering, address: str) -> None:
     """While the last minute is all that there was, its figures and its span stand there once."""
     fake.answer.recent.CopyFrom(fake.answer.since_start)
     lines = shoal("models", "stats", "--address", address).stdout.splitlines()
-    assert cells(lines[1])[:5] == ["tiny@1", "10.0", "h", "90", "6"]
+    assert cells(lines[1])[:7] == ["tiny@1", "10.0", "h", "since", "start", "90", "6"]
     assert cells(lines[2])[:3] == ["all", "time", "900"]
     (titles,) = [each for each in lines if each.startswith("caller")]
-    assert titles.count("tokens, 10.0 h") == 1
+    assert titles.count("tokens, 10.0 h since start") == 1
     counts = ["90", "6", "120", "6000", "91", "7", "121", "6001"]
     assert ["[search]", "tiny", *counts] in [cells(each) for each in lines]
 

@@ -93,7 +93,14 @@ def test_tags_and_deprecations(shoal: Shoal, address: str) -> None:
     untagged = shoal("models", "tag", "tiny@1", "--remove", "a", "--remove", "b", *at)
     assert untagged.stdout == "tiny@1: no tags\n"
     old = ("--replacement", "tiny@3", "--refuse-after", "2020-01-01")
-    assert shoal("models", "deprecate", "tiny@1", *old, *at).stdout == "tiny@1: deprecated\n"
+    assert shoal("models", "deprecate", "tiny@1", *old, *at).stdout == (
+        "tiny@1: deprecated; requests for it are refused from now on\n"
+    )
+    later = ("--refuse-after", "2999-01-01")
+    assert shoal("models", "deprecate", "tiny@1", *later, *at).stdout == (
+        "tiny@1: deprecated; requests for it are refused after 2999-01-01 00:00:00 UTC\n"
+    )
+    assert shoal("models", "deprecate", "tiny@1", *at).stdout == "tiny@1: deprecated\n"
     assert shoal("models", "undeprecate", "tiny@1", *at).stdout == "tiny@1: not deprecated\n"
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from shoal_server.preparation.errors import SourceNotFound, Unsupported
 from shoal_server.preparation.pull import pull_newer, version_after
+from shoal_server.pulling import PREPARING
 from shoal_server.registry.manifest import MODEL_FILE, VERSION_FILE, ModelManifest
 from shoal_server.registry.repository import ModelRepository
 from tests.tiny_model import make_tiny_model
@@ -85,4 +86,5 @@ def test_a_broken_version_does_not_hide_a_newer_revision(tmp_path: Path) -> None
         )
     assert done.returncode == 0, done.stderr
     assert ModelRepository(root).version_manifest("tiny", "3").source.revision == commit
+    assert done.stdout.startswith(f"{PREPARING}tiny@3\n")  # for the server, before it is fetched
     assert "passed over: model tiny@1: " in done.stdout + done.stderr

@@ -70,6 +70,20 @@ async def test_what_goes_on_shows_over_ready(make_bench: MakeBench) -> None:
     assert told(bench, A)[2:] == [(UPDATING, "read again"), (READY, "")]
 
 
+async def test_who_looks_is_told_why_a_model_stays(make_bench: MakeBench) -> None:
+    """For a request's word, until another takes it back; a pin counts more."""
+    bench = make_bench()
+    with await bench.acquire(A) as lease:
+        lease.keep_alive(-1)
+    assert bench.states.look(A, "") == (READY, "kept for ever: a request's keep-alive")
+    bench.pool.pin(A, True)
+    assert bench.states.look(A, "") == (READY, "pinned")
+    bench.pool.pin(A, False)
+    with await bench.acquire(A) as lease:
+        lease.keep_alive(60)
+    assert bench.states.look(A, "") == (READY, "")
+
+
 async def test_a_fault_is_an_error_that_serves(make_bench: MakeBench) -> None:
     """Verification finds it wrong; whoever asks for it gets it."""
     bench = make_bench()
