@@ -156,10 +156,7 @@ class RepositoryIndex:
             if self._found is not None and self._found_s > came_s:
                 return self._found
             self._found, self._found_s = None, time.monotonic()
-            served = {}
-            for name in self._entries:
-                if (known := self._registry.meanings.bare(name)) is not None:
-                    served[name] = known.key
+            served = self._registry.meanings.bare_names()
             found = self._found = await asyncio.to_thread(self._look, self._names_now(served))
             self._unread = set()
             return found
@@ -199,19 +196,24 @@ class RepositoryIndex:
     async def look_inside(self, names: Sequence[str]) -> Mapping[str, ModelFiles]:
         """Some of the models that `look` found, with what is inside their versions now."""
         async with self._looking:
-            return await asyncio.to_thread(self._look_inside, names)
+            served = self._registry.meanings.bare_names()
+            return await asyncio.to_thread(self._look_inside, names, served)
 
-    def _look_inside(self, names: Sequence[str]) -> Mapping[str, ModelFiles]:
+    def _look_inside(
+        self, names: Sequence[str], served: Mapping[str, ModelKey]
+    ) -> Mapping[str, ModelFiles]:
         root = str(self._registry.repository.root)
         models = {}
         for name in names:
             entry = self._entries.get(name)
             if entry is None:
                 continue
-            if not entry.is_settled or see_all(entry.inner_paths) != entry.inner_seen:
-                entry = self._entries[name] = self._read(
-                    root, name, entry.pinned, entry.served, entry.found
-                )
+            # It may have been read since, not at what its name means but at what it would.
+            means = served.get(name)
+            is_read = entry.is_settled and entry.served == means
+            if not is_read or see_all(entry.inner_paths) != entry.inner_seen:
+                entry = self._read(root, name, entry.pinned, means, entry.found)
+                self._entries[name] = entry
             if entry.files is not None:
                 models[name] = entry.files
         return models

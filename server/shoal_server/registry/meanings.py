@@ -51,6 +51,12 @@ class Meanings:
         version = self._by_text.get(name)
         return version if version is not None and version.key.name == name else None
 
+    def bare_names(self) -> dict[str, ModelKey]:
+        """What models' bare names stand for, as far as that was asked before."""
+        return {
+            text: version.key for text, version in self._by_text.items() if version.key.name == text
+        }
+
     def put(
         self, text: str, targets: Sequence[NamedTarget], versions: Sequence[ModelVersion]
     ) -> None:
